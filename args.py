@@ -1,0 +1,137 @@
+"""Arguments of `train.py`, in three groups: the model, the data, the training.
+
+`python train.py --help` lists them. The names are those of the published AutoCompressor script; every argument of
+[`transformers.TrainingArguments`] is accepted too.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments as HfTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how it is adapted."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to start from: a hub name, a folder, or smollm2. Else see --config_name."},
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "Config of a new model, trained from scratch: a hub name, a folder, or tiny."}
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not that of the model."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for what is downloaded from the hub."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    use_fast_tokenizer: bool = field(default=True, metadata={"help": "Use the Rust tokenizer where there is one."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention (default: transformers chooses)."},
+    )
+    lora: bool = field(default=False, metadata={"help": "Train LoRA adapters (and --lora_modules_to_save) only."})
+    lora_path: str | None = field(
+        default=None, metadata={"help": "Folder of a trained LoRA adapter to continue from."}
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA adapters."})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA scale: updates are multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA adapters, in [0, 1)."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
+        metadata={"help": "Names of the linear layers that get an adapter."},
+    )
+    lora_modules_to_save: list[str] = field(
+        default_factory=lambda: ["embed_summary"],
+        metadata={"help": "Modules that are trained in full and saved with the adapters."},
+    )
+
+
+@dataclass
+class DataTrainingArguments:
+    """Where the text comes from, and how it is cut into blocks of tokens.
+
+    One kind of source at a time: a dataset by name, files, or datasets that are tokenised already. Without any, the
+    text that comes with the package is used.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Dataset of the hub, or a folder that `datasets` reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    train_file: list[str] = field(
+        default_factory=list, metadata={"help": "Training files: txt, json, jsonl, csv or parquet, all of one kind."}
+    )
+    validation_file: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Validation files, each PATH or NAME=PATH; every one is a validation set of its own."},
+    )
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    preprocessed_train_datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tokenised training sets (column input_ids): hub names, saved folders, parquet or jsonl."},
+    )
+    preprocessed_validation_datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Tokenised validation sets, each NAME, PATH or LABEL=PATH."}
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens per training sequence (default: what the substeps take in)."}
+    )
+    add_special_tokens: bool = field(
+        default=False, metadata={"help": "Let the tokenizer add bos/eos to every document."}
+    )
+    keep_linebreaks: bool = field(default=True, metadata={"help": "Keep the line ends of txt files."})
+    streaming: bool = field(default=False, metadata={"help": "Read the training data as a stream; needs --max_steps."})
+    validation_split_percentage: float = field(
+        default=5.0,
+        metadata={"help": "Share of the training text held out, at its end, where there is no validation set."},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first training sequences."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first sequences of each validation set."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenise again even if a cached result exists."})
+
+
+@dataclass
+class TrainingArguments(HfTrainingArguments):
+    """How the compressor is trained: segments, substeps, and everything of [`transformers.TrainingArguments`]."""
+
+    summary_length: int = field(default=50, metadata={"help": "Summary vectors per segment; 0 makes none."})
+    accumulate_summary: bool = field(
+        default=True,
+        metadata={"help": "Keep the summary vectors of all earlier segments; false keeps the last ones only (RMT)."},
+    )
+    training_substeps: int = field(
+        default=1,
+        metadata={"help": "Backward passes per sequence; gradients stop at the summary vectors between them."},
+    )
+    segments_per_substep: int = field(default=2, metadata={"help": "Segments per substep."})
+    segment_lengths: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "Tokens of each segment of a substep. The last sum * substeps tokens of a sequence are used."
+        },
+    )
+    randomize_substeps: bool = field(
+        default=False, metadata={"help": "Draw the segment lengths anew for every substep of training."}
+    )
+    segment_gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute every segment but the last of a substep in the backward pass."}
+    )
+    predict_substep_borders: bool = field(
+        default=True,
+        metadata={
+            "help": "Predict the first token of a substep from the last of the one before; false loses it, and"
+            " weighs substeps equally whatever their token count, as the published code does."
+        },
+    )
+    full_attention: bool = field(
+        default=False, metadata={"help": "Baseline: read the whole sequence in one pass, without summary vectors."}
+    )
+    max_position_embeddings: int | None = field(
+        default=None,
+        metadata={"help": "Longest segment in tokens; repeats OPT's position table to at least this length."},
+    )
+    fast_attention: bool = field(
+        default=False, metadata={"help": "Use flash_attention_2 where it can run, otherwise sdpa."}
+    )

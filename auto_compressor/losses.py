@@ -1,0 +1,69 @@
+"""Next-token losses that never hold the logits of a whole sequence."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+# 2^25 float32 logits are 128 MiB.
+MAX_LOGITS_IN_MEMORY = 2**25
+
+
+def shift_labels_left(labels: torch.LongTensor) -> torch.LongTensor:
+    """Returns the target of every position, the label after it, -100 at the end: `(batch, length)` in and out."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def summed_cross_entropy(logits: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
+    """Sum of the cross-entropies in float32, in nats: `(..., vocab_size)` and `(...)` -> scalar. -100 is ignored."""
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+
+
+def chunked_cross_entropy(
+    lm_head: Callable[[torch.Tensor], torch.Tensor],
+    hidden_states: torch.Tensor,
+    targets: torch.LongTensor,
+    vocab_size: int,
+) -> torch.Tensor:
+    """
+    `summed_cross_entropy(lm_head(hidden_states), targets)` with the logits of a few tokens in memory at a time.
+
+    The backward pass computes them again, so that neither pass holds more than `MAX_LOGITS_IN_MEMORY` of them.
+
+    Args:
+        lm_head (`Callable`): Maps `(tokens, hidden_size)` to `(tokens, vocab_size)`.
+        hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last hidden states.
+        targets (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Next tokens; -100 is ignored.
+        vocab_size (`int`): Logits per token.
+
+    Returns:
+        `torch.Tensor`: Scalar, in nats.
+    """
+
+    def chunk_loss(hidden_chunk, target_chunk):
+        return summed_cross_entropy(lm_head(hidden_chunk), target_chunk)
+
+    tokens_per_chunk = max(1, MAX_LOGITS_IN_MEMORY // vocab_size)
+    hidden_chunks = hidden_states.flatten(0, 1).split(tokens_per_chunk)
+    target_chunks = targets.flatten().split(tokens_per_chunk)
+    losses = [
+        checkpoint(chunk_loss, hidden, target, use_reentrant=False)
+        for hidden, target in zip(hidden_chunks, target_chunks, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def mean_over_targets(
+    summed_loss: torch.Tensor, targets: torch.LongTensor, num_items_in_batch: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """Divides by `num_items_in_batch`, or by the number of targets; without any target the loss is 0, not NaN."""
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != -100).sum().clamp(min=1)
+    elif isinstance(num_items_in_batch, torch.Tensor):
+        num_items_in_batch = num_items_in_batch.to(summed_loss.device)
+    return summed_loss / num_items_in_batch
+
+
+__all__ = ["chunked_cross_entropy", "mean_over_targets", "shift_labels_left", "summed_cross_entropy"]
