@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from .modeling_autocompressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
 
@@ -61,5 +60,35 @@ def autocompressor_class(model_type: str) -> type[PreTrainedModel]:
         ValueError: if there is none.
     """
     if model_type not in AUTOCOMPRESSORS:
-        raise ValueError(f"No AutoCompressor for models of type {model_type!r}; there is one for {list(AUTOCOMPRESSORS)}.")
+        raise ValueError(
+            f"No AutoCompressor for models of type {model_type!r}; there is one for {list(AUTOCOMPRESSORS)}."
+        )
     return AUTOCOMPRESSORS[model_type]
+
+
+def load_autocompressor(name: str, **kwargs) -> PreTrainedModel:
+    """
+    Loads `name` as the AutoCompressor of its architecture.
+
+    Args:
+        name (`str`): A base model or an AutoCompressor: a hub name, a folder, or `smollm2`.
+        kwargs: As for `from_pretrained`; config fields such as `summary_length` too.
+
+    Raises:
+        OSError: if the checkpoint is damaged, or cannot be reached; the message names what needs no hub.
+        ValueError: if there is no AutoCompressor for its `model_type`.
+    """
+    folder = resolve_base(name)
+    return autocompressor_class(load_base_config(folder).model_type).from_pretrained(folder, **kwargs)
+
+
+def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
+    """Reads the config of a folder or a hub name; an `OSError` of one line names what needs no hub."""
+    try:
+        return AutoConfig.from_pretrained(resolve_base(name), **kwargs)
+    except OSError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise OSError(f"Cannot read the model {name!r} ({reason}). Without a hub: {OFFLINE_BASES}.") from error
+
+
+__all__ = ["OFFLINE_BASES", "autocompressor_class", "load_autocompressor", "load_base_config", "resolve_base"]

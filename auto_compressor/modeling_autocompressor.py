@@ -12,8 +12,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -145,6 +147,31 @@ class AutoCompressorMixin:
         # By this name the Trainer counts the targets of a batch.
         self.loss_type = "ForCausalLM"
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers, from a plain checkpoint of the base model, a published AutoCompressor or one of ours.
+
+        Raises:
+            OSError: if the checkpoint is damaged, or its weights do not fit its config.
+            ValueError: if it belongs to another kind of model.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (SafetensorError, UnpicklingError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is None:
+                raise
+            reason = "a weight file is damaged or holds more than tensors"
+            raise OSError(
+                f"Cannot load {pretrained_model_name_or_path}: {reason} ({type(error).__name__})."
+            ) from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise OSError(
+                f"Cannot load {pretrained_model_name_or_path}: weights and config differ in size."
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
