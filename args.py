@@ -135,3 +135,15 @@ class TrainingArguments(HfTrainingArguments):
     fast_attention: bool = field(
         default=False, metadata={"help": "Use flash_attention_2 where it can run, otherwise sdpa."}
     )
+    use_cache: bool = field(
+        default=True,
+        metadata={"help": "What the saved config says of `use_cache`; training itself never keeps a cache."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("training_substeps", "segments_per_substep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        if any(length < 1 for length in self.segment_lengths):
+            raise ValueError(f"`segment_lengths` must be positive, got {self.segment_lengths}.")

@@ -343,8 +343,6 @@ class AutoCompressorMixin:
         output_softprompt: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
-        shift_labels: torch.LongTensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AutoCompressorOutput:
         r"""
@@ -376,10 +374,10 @@ class AutoCompressorMixin:
                 Compute the logits of the last tokens only (0: of all), or of these positions. The loss is over all.
             skip_logits (`bool`, defaults to `False`):
                 Return the loss without the logits, which then are never in memory at once.
-            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The target of every position, in place of `labels`.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                Divisor of the summed loss. Default: the number of targets.
+            kwargs:
+                `shift_labels` `(batch_size, sequence_length)`, the target of every position in place of `labels`;
+                `num_items_in_batch`, the divisor of the summed loss (default: the number of targets);
+                `output_hidden_states`, `output_attentions`, `return_dict`; the rest goes to the base model.
 
         Raises:
             ValueError: if shapes, dtypes or lengths do not fit; the message names argument, value and rule.
@@ -392,6 +390,7 @@ class AutoCompressorMixin:
         >>> model.generate(prompt_ids, softprompt=softprompt, max_new_tokens=12)
         ```"""
         use_cache = self.config.use_cache if use_cache is None else use_cache
+        shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         cache = None
         if use_cache or past_key_values is not None:

@@ -1,0 +1,98 @@
+"""What is a context worth: perplexity of a text without it, with its summary vectors, and with all of it."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+
+@dataclass
+class ContextResult:
+    """
+    How well a model predicts the ends of texts, given their beginnings in one form.
+
+    Args:
+        context (`str`): The form: none, summary vectors, those of another text (the control), or all tokens.
+        positions (`int`): Columns that the context takes up in front of the text.
+        nll (`float`): Summed negative log-likelihood of the predicted tokens, in nats.
+        correct (`int`), tokens (`int`): Tokens predicted right, and predicted.
+    """
+
+    context: str
+    positions: int = 0
+    nll: float = 0.0
+    correct: int = 0
+    tokens: int = 0
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll / self.tokens)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.tokens
+
+    def add(self, logits: torch.Tensor, targets: torch.LongTensor, positions: int):
+        """Counts a batch: `logits` `(batch, length, vocab_size)` for `targets` `(batch, length)`."""
+        self.positions = positions
+        self.nll += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").item()
+        self.correct += (logits.argmax(dim=-1) == targets).sum().item()
+        self.tokens += targets.numel()
+
+
+NO_CONTEXT, SUMMARY, OTHER_SUMMARY, FULL_CONTEXT = (
+    "no context",
+    "summary vectors",
+    "summary vectors of another text",
+    "full context",
+)
+
+
+@torch.no_grad()
+def compare_contexts(
+    model: PreTrainedModel,
+    batches: Iterable[torch.LongTensor],
+    segment_lengths: list[int],
+    full_context_model: PreTrainedModel | None = None,
+) -> list[ContextResult]:
+    """
+    Predicts the last segment of each text after four forms of the segments before it.
+
+    All forms are scored on the same tokens: the last segment without its first token. The control gives every text
+    the summary vectors of its neighbour in the batch; if they helped as much, they would not be about the text.
+
+    Args:
+        model (`PreTrainedModel`): An AutoCompressor, in evaluation mode.
+        batches (`Iterable[torch.LongTensor]`): Texts `(batch_size of 2 or more, length)`, on the model's device.
+        segment_lengths (`list[int]`): Two or more segments that sum to `length`; the last one is predicted.
+        full_context_model (`PreTrainedModel`, *optional*): Reads the whole context in place of `model`.
+
+    Returns:
+        `list[ContextResult]`: One for each form.
+
+    Raises:
+        ValueError: if there is no batch, or one has fewer than two rows, or there are fewer than two segments.
+    """
+    if len(segment_lengths) < 2:
+        raise ValueError(f"`segment_lengths` needs a context and a text, two or more segments, got {segment_lengths}.")
+    results = {name: ContextResult(name) for name in (NO_CONTEXT, SUMMARY, OTHER_SUMMARY, FULL_CONTEXT)}
+    context_length, length = sum(segment_lengths[:-1]), segment_lengths[-1]
+    for batch in batches:
+        if batch.shape[0] < 2:
+            raise ValueError("`batches` must have two or more rows: the control exchanges their summary vectors.")
+        context, text = batch.split([context_length, length], dim=1)
+        summary = model.compress(context, segment_lengths=segment_lengths[:-1])
+        for name, softprompt in ((NO_CONTEXT, None), (SUMMARY, summary), (OTHER_SUMMARY, summary.roll(1, dims=0))):
+            logits = model(text, softprompt=softprompt, use_cache=False).logits[:, :-1]
+            results[name].add(logits, text[:, 1:], 0 if softprompt is None else softprompt.shape[1])
+        logits = (full_context_model or model)(batch, use_cache=False, logits_to_keep=length).logits[:, :-1]
+        results[FULL_CONTEXT].add(logits, text[:, 1:], context_length)
+    if not results[NO_CONTEXT].tokens:
+        raise ValueError("`batches` must hold at least one batch of texts.")
+    return list(results.values())
+
+
+__all__ = ["ContextResult", "compare_contexts"]

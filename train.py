@@ -1,0 +1,239 @@
+"""Trains and evaluates AutoCompressors.
+
+    bash run/train.sh                                      # the published setting, every variable on top of the file
+    python train.py --config_name tiny --output_dir checkpoints/tiny --do_train --do_eval --max_steps 200
+    torchrun --standalone --nproc_per_node 8 train.py --model_name_or_path facebook/opt-2.7b ...
+
+Without arguments for the data, it reads the text that comes with the package. `--resume_from_checkpoint true` goes on
+from the last whole checkpoint of `--output_dir`, if there is one.
+"""
+
+import csv
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from args import DataTrainingArguments, ModelArguments, TrainingArguments
+from auto_compressor.bases import autocompressor_class, load_base_config, resolve_base
+from auto_compressor.bundled import BUNDLED_TOKENIZER
+from data import DataCollator, load_datasets
+from substep_trainer import SubstepTrainer
+
+
+logger = logging.get_logger("train")
+
+# The published runs read 6,144 tokens in 4 segments of at most 2,048: room for random lengths.
+SHARE_OF_POSITIONS = 0.75
+
+
+def last_whole_checkpoint(output_dir: str) -> str | None:
+    """Returns the newest checkpoint that was written to its end: the state of the trainer is written last."""
+
+    def step(folder: Path) -> int:
+        return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+
+    def is_whole(folder: Path) -> bool:
+        try:
+            return json.loads((folder / "trainer_state.json").read_text())["global_step"] == step(folder)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    folders = [folder for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_whole(folder)]
+    return str(max(folders, key=step)) if folders else None
+
+
+def find_checkpoint(training_args: TrainingArguments) -> str | None:
+    """`--resume_from_checkpoint`: a folder, `true` for the last one there is, or none."""
+    asked = training_args.resume_from_checkpoint
+    if asked is None or str(asked).lower() == "false":
+        return None
+    return last_whole_checkpoint(training_args.output_dir) if str(asked).lower() == "true" else str(asked)
+
+
+def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
+    """Loads --tokenizer_name, else the tokenizer of the model; the `tiny` model has the bundled one."""
+    name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
+    return AutoTokenizer.from_pretrained(
+        BUNDLED_TOKENIZER if name == "tiny" else resolve_base(name),
+        cache_dir=model_args.cache_dir,
+        use_fast=model_args.use_fast_tokenizer,
+        revision=model_args.model_revision,
+    )
+
+
+def choose_attention(model_args: ModelArguments, training_args: TrainingArguments) -> str | None:
+    """`--fast_attention` takes flash attention where it is installed and can run, sdpa elsewhere."""
+    if not training_args.fast_attention:
+        return model_args.attn_implementation
+    if model_args.attn_implementation is not None:
+        raise ValueError("Give one of --fast_attention and --attn_implementation, not both.")
+    half = training_args.bf16 or training_args.fp16
+    flash = half and torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash else "sdpa"
+
+
+def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedModel:
+    """
+    Builds the AutoCompressor: from a checkpoint, or new from a config.
+
+    Raises:
+        ValueError: unless exactly one of --model_name_or_path and --config_name is given.
+        OSError: if it cannot be read.
+    """
+    name, config_name = model_args.model_name_or_path, model_args.config_name
+    if (name is None) == (config_name is None):
+        raise ValueError("Give exactly one of --model_name_or_path (a checkpoint) and --config_name (a new model).")
+    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
+    model_type = load_base_config(name or config_name, **hub).model_type
+    model_class = autocompressor_class(model_type)
+    config = model_class.config_class.from_pretrained(
+        resolve_base(name or config_name),
+        **hub,
+        summary_length=0 if training_args.full_attention else training_args.summary_length,
+        accumulate_summary=training_args.accumulate_summary,
+        segment_gradient_checkpointing=training_args.segment_gradient_checkpointing,
+    )
+    attention = choose_attention(model_args, training_args)
+    if name is None:
+        model = model_class._from_config(config, attn_implementation=attention)
+    else:
+        # Adapters train beside frozen weights in half precision; full training keeps float32 weights.
+        half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+        dtype = half if model_args.lora or model_args.lora_path else torch.float32
+        folder = resolve_base(name)
+        model = model_class.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention, **hub)
+    if training_args.max_position_embeddings not in (None, config.max_position_embeddings):
+        model.resize_position_embeddings(training_args.max_position_embeddings)
+    return model
+
+
+def add_lora(model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedModel:
+    """Adds new or trained adapters, if asked for; `embed_summary` is trained and saved with them."""
+    if model_args.lora_path is not None:
+        return PeftModel.from_pretrained(model, model_args.lora_path, is_trainable=training_args.do_train)
+    if not model_args.lora:
+        return model
+    lora_config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules=model_args.lora_target_modules,
+        modules_to_save=model_args.lora_modules_to_save if model.config.summary_length > 0 else None,
+    )
+    return get_peft_model(model, lora_config)
+
+
+def default_block_size(model: PreTrainedModel, training_args: TrainingArguments) -> int:
+    """Tokens of a sequence: what fixed segments take in, else three quarters of the positions per segment."""
+    if training_args.segment_lengths:
+        return sum(training_args.segment_lengths) * training_args.training_substeps
+    segment_length = math.floor(SHARE_OF_POSITIONS * model.config.max_position_embeddings)
+    return segment_length * training_args.segments_per_substep * training_args.training_substeps
+
+
+def report_rows(name: str, metrics: dict[str, float], training_args: TrainingArguments) -> list[dict]:
+    """Rows of the report on one validation set: all tokens, every substep, every segment."""
+    parts = [("all", "")]
+    num_segments = len(training_args.segment_lengths) or training_args.segments_per_substep
+    for substep in range(training_args.training_substeps):
+        parts.append((f"substep {substep}", f"substep_{substep}_"))
+        for segment in range(num_segments):
+            parts.append((f"substep {substep}, segment {segment}", f"substep_{substep}_segment_{segment}_"))
+    return [
+        {"set": name, "part": part}
+        | {key: metrics.get(f"eval_{name}_{prefix}{key}") for key in ("perplexity", "accuracy", "tokens")}
+        for part, prefix in parts
+    ]
+
+
+def write_report(rows: list[dict], path: Path):
+    """Prints the rows as a table and writes them as CSV."""
+    table = Table(title="Evaluation")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in ("set", "part") else "right")
+    formats = {"perplexity": "{:.2f}", "accuracy": "{:.3f}", "tokens": "{:,}"}
+    for row in rows:
+        cells = (formats.get(key, "{}").format(value) if value is not None else "-" for key, value in row.items())
+        table.add_row(*cells)
+    Console().print(table)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def train(trainer: SubstepTrainer, checkpoint: str | None):
+    """Trains to the end and saves model, tokenizer, metrics and state; adapters get the config beside them."""
+    if checkpoint is not None:
+        logger.warning("Going on from %s", checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trainer.model.config.save_pretrained(trainer.args.output_dir)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+
+
+def evaluate(trainer: SubstepTrainer):
+    """Evaluates on every validation set; writes `eval_results.json` and `evaluation.csv`, and prints the table."""
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    if trainer.is_world_process_zero():
+        rows = [row for name in trainer.eval_dataset for row in report_rows(name, metrics, trainer.args)]
+        write_report(rows, Path(trainer.args.output_dir) / "evaluation.csv")
+
+
+def run(model_args: ModelArguments, data_args: DataTrainingArguments, training_args: TrainingArguments):
+    if not (training_args.do_train or training_args.do_eval):
+        raise ValueError("Nothing to do: give --do_train, --do_eval or both.")
+    set_seed(training_args.seed)
+    model = load_model(model_args, training_args)
+    tokenizer = load_tokenizer(model_args)
+    block_size = data_args.block_size or default_block_size(model, training_args)
+    with training_args.main_process_first(desc="tokenising the text"):
+        train_set, validation_sets = load_datasets(
+            data_args, tokenizer, block_size, cache_dir=model_args.cache_dir, seed=training_args.seed
+        )
+    if training_args.do_train and train_set is None:
+        raise ValueError("--do_train needs training data, there are only validation sets.")
+    if training_args.do_eval and not validation_sets:
+        raise ValueError("--do_eval needs validation data: --validation_file, or a split of the dataset.")
+    model = add_lora(model, model_args, training_args)
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    trainer = SubstepTrainer(
+        model=model,
+        args=training_args,
+        data_collator=DataCollator(pad_token_id),
+        train_dataset=train_set if training_args.do_train else None,
+        eval_dataset=validation_sets or None,
+        processing_class=tokenizer,
+    )
+    if training_args.do_train:
+        train(trainer, find_checkpoint(training_args))
+    if training_args.do_eval:
+        evaluate(trainer)
+    trainer.accelerator.end_training()
+
+
+def main():
+    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments))
+    try:
+        run(*parser.parse_args_into_dataclasses())
+    except (OSError, ValueError) as error:
+        sys.exit(f"train.py: error: {error}")
+
+
+if __name__ == "__main__":
+    main()
