@@ -4,6 +4,7 @@ The text of a source is tokenised, joined into one stream, and cut into blocks o
 documents. Datasets that are tokenised already keep their rows.
 """
 
+import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,10 @@ def tokenize_batch(
 
 def first_row(dataset: AnyDataset, source: str) -> dict[str, Any]:
     """Returns the first row, whose keys are the columns (a stream knows them only then)."""
-    row = next(iter(dataset), None)
+    try:
+        row = next(iter(dataset), None)
+    except ValueError as error:  # a stream meets malformed files only now
+        raise ValueError(f"{source} cannot be read: {error}") from error
     if row is None:
         raise ValueError(f"{source} has no rows.")
     return row
@@ -184,9 +188,10 @@ def read_files(
         options = {"sample_by": sample_by, "keep_linebreaks": keep_linebreaks}
     elif reader == "csv":
         options = {"keep_default_na": False}  # the word "null" is text
+    data_files = {"train": [glob.escape(path) for path in paths]}
     try:
         return load_dataset(
-            reader, data_files={"train": paths}, split="train", streaming=streaming, cache_dir=cache_dir, **options
+            reader, data_files=data_files, split="train", streaming=streaming, cache_dir=cache_dir, **options
         )
     except (DatasetGenerationError, ValueError) as error:
         raise ValueError(f"{argument} {paths} cannot be read as {reader}: {error.__cause__ or error}") from error

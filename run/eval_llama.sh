@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Evaluates an AutoCompressor on long sequences, per substep and per segment:
+#     NAME=checkpoints/ac_Llama-2-7b-hf_... SETS="validation=my_tokenised_set" bash run/eval_llama.sh
+#     BASE=smollm2 NAME= NUM_GPUS=0 BLOCK=1024 SEGLEN="512 512" SETS= bash run/eval_llama.sh
+#     MODE=FA ...                       # the base model, full attention over the same tokens
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+
+BASE=${BASE:-meta-llama/Llama-2-7b-hf}
+NAME=${NAME-}                   # folder of trained LoRA adapters; empty: BASE as it is
+BLOCK=${BLOCK:-8192}            # tokens per sequence
+SEGLEN=${SEGLEN:-2048 2048}     # tokens per segment of a substep; the last sum x SUB tokens are used
+SUB=${SUB:-1}                   # substeps per sequence
+SUM=${SUM:-50}                  # summary vectors per segment
+ACC=${ACC:-true}                # keep the summary vectors of all earlier segments
+SEQ=${SEQ:-2}                   # sequences per GPU at a time
+NUM_GPUS=${NUM_GPUS:-1}         # 0 runs on the CPU
+NUM_NODES=${NUM_NODES:-1}
+NODE=${NODE:-localhost}
+MODE=${MODE:-CP}                # CP: compression, FA: full attention
+MAXEVAL=${MAXEVAL:-500}         # sequences of each set
+SETS=${SETS-}                   # tokenised validation sets; empty: the bundled text, or what the arguments name
+OUT=${OUT:-${NAME:-checkpoints/$(basename "$BASE")}/eval_${BLOCK}_$MODE}
+
+################################
+
+arguments=(
+    --model_name_or_path "$BASE"
+    --output_dir "$OUT"
+    --do_eval
+    --block_size "$BLOCK"
+    --segment_lengths $SEGLEN
+    --segments_per_substep "$(wc -w <<< "$SEGLEN")"
+    --training_substeps "$SUB"
+    --summary_length "$SUM"
+    --accumulate_summary "$ACC"
+    --per_device_eval_batch_size "$SEQ"
+    --max_eval_samples "$MAXEVAL"
+)
+[ -n "$NAME" ] && arguments+=(--lora_path "$NAME")
+[ -n "$SETS" ] && arguments+=(--preprocessed_validation_datasets $SETS)
+[ "$MODE" = FA ] && arguments+=(--full_attention)
+
+if [ "$NUM_GPUS" = 0 ]; then
+    launch=(python train.py --use_cpu)
+elif [ "$NUM_NODES" = 1 ]; then
+    launch=(torchrun --standalone --nproc_per_node "$NUM_GPUS" train.py --bf16)
+else
+    launch=(torchrun --nnodes "$NUM_NODES" --nproc_per_node "$NUM_GPUS" --rdzv-backend c10d --rdzv-endpoint "$NODE:5546"
+        train.py --bf16)
+fi
+
+mkdir -p "$OUT"
+"${launch[@]}" "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"

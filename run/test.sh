@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs the tests, or those that the arguments choose: bash run/test.sh tests/test_generation.py -k beams
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+
+# Small models run several times faster on one thread; no test needs a hub.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+python -m pytest -q "$@"
