@@ -130,7 +130,7 @@ class TrainingArguments(HfTrainingArguments):
     )
     max_position_embeddings: int | None = field(
         default=None,
-        metadata={"help": "Longest segment in tokens; repeats OPT's position table to at least this length."},
+        metadata={"help": "Longest segment in tokens; repeats (or cuts) OPT's position table to this length."},
     )
     fast_attention: bool = field(
         default=False, metadata={"help": "Use flash_attention_2 where it can run, otherwise sdpa."}

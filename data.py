@@ -209,11 +209,15 @@ def read_named(argument: str, name: str, config_name: str | None, streaming: boo
         ) from error
 
 
-def read_tokenized(argument: str, name: str, split: str, streaming: bool, cache_dir: str | None) -> AnyDataset:
+def read_tokenized(
+    argument: str, name: str, splits: tuple[str, ...], streaming: bool, cache_dir: str | None
+) -> AnyDataset:
     """Returns the model's columns of a `save_to_disk` folder, a parquet or jsonl file, or a dataset of the hub.
 
+    Of several splits it takes the first of `splits` that there is.
+
     Raises:
-        ValueError: without a column `input_ids`, or if there are several splits and none is called `split`.
+        ValueError: without a column `input_ids`, or if there are several splits and none of `splits`.
     """
     if Path(name).is_file() or Path(name).suffix.lower() in READER_OF_ENDING:
         dataset = read_files(argument, [name], streaming, cache_dir=cache_dir)
@@ -223,9 +227,12 @@ def read_tokenized(argument: str, name: str, split: str, streaming: bool, cache_
         dataset = read_named(argument, name, None, streaming, cache_dir)
     source = f"{argument} {name!r}"
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        if split not in dataset and len(dataset) > 1:
-            raise ValueError(f"{source} must have a split {split!r} or a single one, got {list(dataset)}.")
-        dataset = dataset.get(split, next(iter(dataset.values())))
+        found = [split for split in splits if split in dataset] or list(dataset)
+        if found[0] not in splits and len(dataset) > 1:
+            raise ValueError(
+                f"{source} must have a split {' or '.join(splits)}, or a single one, got {list(dataset)}."
+            )
+        dataset = dataset[found[0]]
     columns = first_row(dataset, source)
     if "input_ids" not in columns:
         raise ValueError(f"{source} must have a column 'input_ids', got {list(columns)}.")
@@ -239,12 +246,12 @@ def load_tokenized(
     """Returns the tokenised training sets as one, and the validation sets by name."""
     argument = "--preprocessed_train_datasets"
     names = data_args.preprocessed_train_datasets
-    parts = [read_tokenized(argument, name, "train", data_args.streaming, cache_dir) for name in names]
+    parts = [read_tokenized(argument, name, ("train",), data_args.streaming, cache_dir) for name in names]
     if len({tuple(sorted(first_row(part, argument))) for part in parts}) > 1:
         raise ValueError(f"{argument} must all have the same of the columns {MODEL_COLUMNS}, {names} differ.")
     argument = "--preprocessed_validation_datasets"
     validation = {
-        label: read_tokenized(argument, name, "validation", False, cache_dir)
+        label: read_tokenized(argument, name, ("validation", "test"), False, cache_dir)
         for label, name in named_paths(argument, data_args.preprocessed_validation_datasets).items()
     }
     return (concatenate_datasets(parts) if parts else None), validation

@@ -5,6 +5,7 @@ summary vectors go on to the next one without their gradient, and the gradients 
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -151,6 +152,15 @@ class SubstepTrainer(Trainer):
         ]
         return substeps, segments
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The batches of one step; none for a finished run that is resumed, where transformers takes one step more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        self.model.train()  # an evaluation, which crops otherwise, may be just over
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         return super()._get_num_items_in_batch([self.crop_to_segments(batch) for batch in batch_samples], device)
 
@@ -166,7 +176,7 @@ class SubstepTrainer(Trainer):
         if not self.args.predict_substep_borders:
             num_items_in_batch = None
         elif num_items_in_batch is not None:
-            num_items_in_batch = num_items_in_batch / len(substeps)
+            num_items_in_batch = num_items_in_batch.clamp(min=1) / len(substeps)
         losses, self.softprompt = [], None
         for substep in substeps:
             is_last = substep is substeps[-1]

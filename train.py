@@ -224,6 +224,8 @@ def run(model_args: ModelArguments, data_args: DataTrainingArguments, training_a
         train(trainer, find_checkpoint(training_args))
     if training_args.do_eval:
         evaluate(trainer)
+    # A process that leaves while its last messages are under way can hang in gloo.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
 from .modeling_autocompressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
@@ -71,7 +73,8 @@ def load_autocompressor(name: str, **kwargs) -> PreTrainedModel:
     Loads `name` as the AutoCompressor of its architecture.
 
     Args:
-        name (`str`): A base model or an AutoCompressor: a hub name, a folder, or `smollm2`.
+        name (`str`): A base model, an AutoCompressor or LoRA adapters: a hub name, a folder, or `smollm2`. Adapters
+            are merged into their base.
         kwargs: As for `from_pretrained`; config fields such as `summary_length` too.
 
     Raises:
@@ -79,7 +82,13 @@ def load_autocompressor(name: str, **kwargs) -> PreTrainedModel:
         ValueError: if there is no AutoCompressor for its `model_type`.
     """
     folder = resolve_base(name)
-    return autocompressor_class(load_base_config(folder).model_type).from_pretrained(folder, **kwargs)
+    config = load_base_config(folder)
+    model_class = autocompressor_class(config.model_type)
+    if not (Path(folder) / ADAPTER_CONFIG).is_file():
+        return model_class.from_pretrained(folder, **kwargs)
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    model = model_class.from_pretrained(base, config=config, **kwargs)
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 def load_base_config(name: str, **kwargs) -> PreTrainedConfig:

@@ -383,7 +383,7 @@ def test_bad_tokenized_datasets(tmp_path, load):
         load(preprocessed_train_datasets=[whole, part])
     rows = Dataset.from_dict(ROWS)
     DatasetDict(a=rows, b=rows).save_to_disk(tmp_path / "splits")
-    with pytest.raises(ValueError, match="split 'train' or a single one, got .'a', 'b'"):
+    with pytest.raises(ValueError, match="split train, or a single one, got .'a', 'b'"):
         load(preprocessed_train_datasets=[str(tmp_path / "splits")])
 
 

@@ -1,0 +1,142 @@
+"""The layout of the repository, read from its syntax trees: what may import what, and what no file may contain."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "auto_compressor"
+SCRIPTS = ("args", "data", "substep_trainer")
+FACE = ("__init__", "bases")
+
+PART, CONFIGURATION, MODEL, PACKAGE_FACE, SCRIPT, PROGRAM = range(6)
+
+
+def source_files() -> list[Path]:
+    """Every Python file that is no test."""
+    return sorted(ROOT.glob("*.py")) + sorted((ROOT / PACKAGE).rglob("*.py")) + sorted(ROOT.glob("benchmarks/*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def rank(module: str) -> int:
+    """The layer of a module of this repository; a module may import only from layers below its own."""
+    parts = module.split(".")
+    if parts[0] != PACKAGE:
+        return SCRIPT if parts[0] in SCRIPTS else PROGRAM
+    if len(parts) > 2 or (ROOT / PACKAGE / parts[-1]).is_dir():
+        return PROGRAM if parts[1] == "cli" else PACKAGE_FACE
+    if len(parts) == 1 or parts[1] in FACE:
+        return PACKAGE_FACE
+    kind = parts[1].split("_")[0]
+    return {"configuration": CONFIGURATION, "modeling": MODEL}.get(kind, PART)
+
+
+MODULES = {module_name(path): path for path in source_files()}
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
+modules = pytest.mark.parametrize("module", MODULES)
+
+
+def imports(module: str) -> list[tuple[int, str]]:
+    """The imported modules, with the dots in front: those inside functions too, and of packages the submodule."""
+    found = []
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+            known = [name for name in submodules if node.level == 0 and name in MODULES]
+            found += [(node.level, name) for name in known or [node.module or ""]]
+    return found
+
+
+def own_imports(module: str) -> list[str]:
+    """The imported modules of this repository, by their full names."""
+    path, found = MODULES[module], []
+    for level, name in imports(module):
+        if level:
+            folder = list(path.relative_to(ROOT).parts[:-level])
+            name = ".".join([*folder, name] if name else folder)
+        if name in MODULES:
+            found.append(name)
+    return found
+
+
+def calls_and_attributes(module: str):
+    return (node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call | ast.Attribute))
+
+
+def test_the_walk_sees_the_repository():
+    assert {"train", "substep_trainer", "auto_compressor", "auto_compressor.losses"} <= set(MODULES)
+    assert rank("auto_compressor.losses") == PART and rank("auto_compressor.bases") == PACKAGE_FACE
+    assert rank("auto_compressor.evaluation.context") == PACKAGE_FACE and rank("train") == PROGRAM
+    assert "auto_compressor.losses" in own_imports("auto_compressor.modeling_autocompressor")
+    assert "auto_compressor.losses" in own_imports("substep_trainer")
+
+
+@modules
+def test_imports_go_downward(module):
+    layer = rank(module)
+    for imported in own_imports(module):
+        # Within the face and among the scripts a module may use another; a cycle is found below.
+        allowed = layer if layer in (PACKAGE_FACE, SCRIPT, PROGRAM) else layer - 1
+        assert rank(imported) <= allowed, f"{module} imports {imported}"
+
+
+def test_no_cycles():
+    def visit(module, above):
+        assert module not in above, " -> ".join([*above, module])
+        for imported in own_imports(module):
+            visit(imported, [*above, module])
+
+    for module in MODULES:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if rank(module) == CONFIGURATION])
+def test_configurations_do_not_import_torch(module):
+    assert not [name for _, name in imports(module) if name.split(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if rank(module) in (PART, CONFIGURATION, MODEL)])
+def test_what_is_pushed_to_the_hub_is_flat(module):
+    """transformers copies `from .file import name` only, and the copies lie in one folder."""
+    for level, name in imports(module):
+        assert level <= 1 and name.split(".")[0] != PACKAGE, f"{module}: {name}"
+        assert level == 0 or (name and "." not in name), f"{module}: from {'.' * level}{name} import ..."
+
+
+@modules
+def test_no_assert(module):
+    """Bad input is a ValueError; an assert goes away with `python -O`."""
+    assert not [node.lineno for node in ast.walk(TREES[module]) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if rank(module) == MODEL])
+def test_no_item_in_models(module):
+    """It waits for the device, and breaks compilation."""
+    attributes = [node for node in calls_and_attributes(module) if isinstance(node, ast.Attribute)]
+    assert not [node.lineno for node in attributes if node.attr == "item"]
+
+
+@modules
+def test_no_trusted_remote_code(module):
+    for node in calls_and_attributes(module):
+        for keyword in getattr(node, "keywords", []):
+            trusted = isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+            assert not (keyword.arg == "trust_remote_code" and trusted), f"{module}:{node.lineno}"
+
+
+@modules
+def test_public_names_come_last(module):
+    """Every file of the package that is imported by name states its public names, last."""
+    if rank(module) > MODEL:
+        pytest.skip("the package's face, or a script")
+    last = TREES[module].body[-1]
+    assert isinstance(last, ast.Assign) and last.targets[0].id == "__all__"
+    assert ast.get_docstring(TREES[module])

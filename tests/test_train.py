@@ -1,0 +1,368 @@
+"""`train.py` and the run scripts from end to end, on a tiny OPT and the bundled text.
+
+Most runs are calls of `train.main()` in this process; those that are about processes are subprocesses.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, set_seed
+
+import train
+from args import ModelArguments, TrainingArguments
+from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
+from auto_compressor.bundled import BUNDLED_TOKENIZER
+
+
+ROOT = Path(__file__).parents[1]
+SEGMENTS = "--segment_lengths 16 16 --training_substeps 2 --summary_length 4".split()
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A plain OPT with dropout, 32 positions and the bundled tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    set_seed(0)
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
+        max_position_embeddings=32,
+        dropout=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        init_std=0.1,
+    )
+    OPTForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def main(cache_dir, monkeypatch, tmp_path):
+    """`train.main()` with these arguments; returns the output folder."""
+
+    def main(*arguments, output_dir=tmp_path / "out"):
+        monkeypatch.setattr(sys, "argv", ["train.py", *common_arguments(cache_dir, output_dir), *map(str, arguments)])
+        train.main()
+        return output_dir
+
+    return main
+
+
+def common_arguments(cache_dir, output_dir):
+    return (
+        f"--use_cpu --cache_dir {cache_dir} --output_dir {output_dir} --report_to none --disable_tqdm true"
+        " --max_train_samples 16 --max_eval_samples 4 --per_device_train_batch_size 2 --logging_steps 1"
+        " --learning_rate 1e-2"
+    ).split()
+
+
+def environment():
+    """That of a user whose environment is the running one."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run_command(*command, **variables):
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def weights_in(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def metrics_of(folder):
+    """What was measured in the evaluation, without its speed."""
+    return {
+        name: value
+        for name, value in read_json(folder / "eval_results.json").items()
+        if name.startswith("eval_") and not name.endswith(("runtime", "per_second", "preparation_time"))
+    }
+
+
+def losses_in(folder):
+    history = read_json(folder / "trainer_state.json")["log_history"]
+    return [{k: v for k, v in logs.items() if k.endswith("loss") or k == "step"} for logs in history if "loss" in logs]
+
+
+def assert_report(folder, name="validation", substeps=2, segments=2):
+    """`evaluation.csv` and `eval_results.json` say the same."""
+    metrics = metrics_of(folder)
+    with (folder / "evaluation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["set"] for row in rows] == [name] * (1 + substeps * (1 + segments))
+    for row in rows:
+        numbers = re.findall(r"\d+", row["part"])
+        prefix = "".join(f"{kind}_{number}_" for kind, number in zip(("substep", "segment"), numbers, strict=False))
+        for column in ("perplexity", "accuracy", "tokens"):
+            assert float(row[column]) == metrics[f"eval_{name}_{prefix}{column}"]
+
+
+# Models
+
+
+@pytest.mark.parametrize("mode", ["compression", "rmt", "full_attention"])
+def test_train_continue_and_reload(mode, base, main, tmp_path):
+    settings = {
+        "compression": [],
+        "rmt": ["--accumulate_summary", "false"],
+        "full_attention": ["--full_attention", "--max_position_embeddings", "64"],
+    }[mode]
+    arguments = [*SEGMENTS, *settings, "--do_train", "--do_eval", "--max_steps", 2]
+    first = main("--model_name_or_path", base, *arguments)
+    assert_report(first)
+    config = read_json(first / "config.json")
+    assert config["model_type"] == "opt_autocompressor"
+    assert config["use_cache"] is True
+    assert config["summary_length"] == (0 if mode == "full_attention" else 4)
+    assert config["accumulate_summary"] is (mode != "rmt")
+    assert ("embed_summary.weight" in weights_in(first)) is (mode != "full_attention")
+    assert [set(losses) for losses in losses_in(first)] == [
+        {"step", "loss", "substep_0_loss"} | ({"substep_1_loss"} if mode != "full_attention" else set())
+    ] * 2
+
+    model, info = OPTAutoCompressorModel.from_pretrained(first, output_loading_info=True)
+    assert not any(info.values())
+    assert_close(dict(AutoModelForCausalLM.from_pretrained(first).state_dict()), dict(model.state_dict()))
+    assert model(torch.tensor([[5, 6, 7]])).past_key_values is not None
+
+    # Going on from it: the same model is evaluated, and then trained further.
+    again = [*SEGMENTS, *settings]
+    second = main("--model_name_or_path", first, *again, "--do_eval", output_dir=tmp_path / "second")
+    assert metrics_of(second) == metrics_of(first)
+    third = main("--model_name_or_path", first, *again, "--do_train", "--max_steps", 1, output_dir=tmp_path / "third")
+    name = "model.decoder.embed_tokens.weight"
+    assert not torch.equal(weights_in(third)[name], weights_in(first)[name])
+    assert losses_in(third)[0]["loss"] < losses_in(first)[0]["loss"]
+
+
+def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
+    arguments = ["--model_name_or_path", base, *SEGMENTS]
+    model_args = ModelArguments(model_name_or_path=base, lora=True)
+    training_args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, summary_length=4)
+    model = train.add_lora(train.load_model(model_args, training_args), model_args, training_args)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "embed_summary.modules_to_save" in name for name in trainable)
+
+    first = main(*arguments, "--lora", "--lora_r", 4, "--lora_dropout", 0, "--do_train", "--do_eval", "--max_steps", 2)
+    assert_report(first)
+    adapters = load_file(first / "adapter_model.safetensors")
+    assert not (first / "model.safetensors").exists()
+    assert {name for name in adapters if "lora_" not in name} == {"base_model.model.embed_summary.weight"}
+    assert len(adapters) == 1 + 2 * 2 * 4  # A and B of q, k, v and out in two layers
+    assert all(tensor.abs().sum() > 0 for tensor in adapters.values())
+    assert read_json(first / "config.json")["summary_length"] == 4
+
+    # The trained model is its frozen base and what was saved; and training goes on from it.
+    second = main(*arguments, "--lora_path", first, "--do_eval", output_dir=tmp_path / "second")
+    assert_close(metrics_of(second), metrics_of(first), rtol=1e-6, atol=1e-6)
+    plain = main(*arguments, "--do_eval", output_dir=tmp_path / "plain")
+    assert metrics_of(plain)["eval_validation_loss"] != metrics_of(first)["eval_validation_loss"]
+    third = main(*arguments, "--lora_path", first, "--do_train", "--max_steps", 1, output_dir=tmp_path / "third")
+    continued = load_file(third / "adapter_model.safetensors")
+    assert set(continued) == set(adapters)
+    assert not any(torch.equal(continued[name], adapters[name]) for name in adapters)
+    assert losses_in(third)[0]["loss"] < losses_in(first)[0]["loss"]
+
+
+def test_position_table_grows(base, main):
+    """Segments of 40 tokens need more than the 32 positions of the base: the table is repeated."""
+    arguments = ["--model_name_or_path", base, "--segment_lengths", 40, 40, "--summary_length", 4]
+    with pytest.raises(SystemExit, match="`max_position_embeddings` = 32"):
+        main(*arguments, "--do_eval")
+    folder = main(*arguments, "--max_position_embeddings", 80, "--do_train", "--max_steps", 1, "--learning_rate", 0)
+    assert read_json(folder / "config.json")["max_position_embeddings"] == 80
+    name = "model.decoder.embed_positions.weight"
+    old, new = weights_in(Path(base))[name], weights_in(folder)[name]
+    assert_close(new[:2], old[:2])
+    assert_close(new[2:], old[2:].repeat(3, 1)[:80])
+
+
+def test_several_validation_files(base, main, tmp_path):
+    words = "the king went up to the city, and returned to his own house.\n" * 40
+    for name in ("one.txt", "two.txt"):
+        (tmp_path / name).write_text(name + words)
+    files = [tmp_path / "one.txt", f"second={tmp_path / 'two.txt'}"]
+    folder = main("--model_name_or_path", base, *SEGMENTS, "--do_eval", "--validation_file", *files)
+    with (folder / "evaluation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["set"] for row in rows] == ["one"] * 7 + ["second"] * 7
+    metrics = metrics_of(folder)
+    assert metrics["eval_one_tokens"] == metrics["eval_second_tokens"] == 4 * 63
+    assert float(rows[7]["perplexity"]) == metrics["eval_second_perplexity"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--do_eval", "exactly one of --model_name_or_path .* and --config_name"),
+        ("--do_eval --config_name tiny --model_name_or_path smollm2", "exactly one of"),
+        ("--config_name tiny", "Nothing to do"),
+        ("--do_eval --config_name tiny --training_substeps 0", "`training_substeps` must be 1 or more, got 0"),
+        ("--do_eval --config_name tiny --label_smoothing_factor 0.1", "`label_smoothing_factor` must be 0"),
+        ("--do_eval --config_name tiny --block_size 32 --segment_lengths 20 20", "40 tokens, a sequence has 32"),
+        ("--do_eval --config_name tiny --block_size 8 --segments_per_substep 9", "`segment_lengths`"),
+        (
+            "--do_train --config_name tiny --block_size 8 --segments_per_substep 5 --randomize_substeps",
+            "`num_segments` = 5 segments",
+        ),
+        ("--do_eval --config_name tiny --no_such_argument 1", "no_such_argument"),
+        ("--do_eval --config_name tiny --fast_attention --attn_implementation eager", "not both"),
+        ("--do_eval --config_name tiny --train_file nowhere.txt", "nowhere.txt"),
+        ("--do_eval --config_name {bert}", "No AutoCompressor for models of type 'bert'"),
+        ("--do_eval --model_name_or_path {empty}", "Unrecognized model in .*empty"),
+        ("--do_eval --model_name_or_path {base} --lora_path {empty}", "adapter_config.json"),
+        ("--do_train --config_name tiny --resume_from_checkpoint {empty}", "checkpoint"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, base, main, tmp_path):
+    folders = {"bert": tmp_path / "bert", "empty": tmp_path / "empty", "base": base}
+    for name in ("bert", "empty"):
+        folders[name].mkdir()
+    (folders["bert"] / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(SystemExit, match=message) as error:
+        main(*arguments.format(**folders).split())
+    assert error.value.code.startswith("train.py: error: ")
+    assert "\n" not in error.value.code
+
+
+def test_unknown_model_without_hub(tmp_path):
+    command = [sys.executable, "train.py", "--use_cpu", "--do_eval", "--output_dir", tmp_path]
+    done = run_command(*command, "--model_name_or_path", "nobody/no-such-model")
+    assert done.returncode == 1
+    assert re.fullmatch(r"train.py: error: .*nobody/no-such-model.*`tiny`.*`smollm2`.*\n", done.stderr)
+
+
+# Checkpoints and processes
+
+
+def test_killed_run_goes_on(base, cache_dir, main, tmp_path):
+    """kill -9 in the middle of training, and then a checkpoint that was not written to its end."""
+    arguments = ["--model_name_or_path", base, *SEGMENTS, "--do_train", "--num_train_epochs", 5, "--save_steps", 4]
+    arguments += ["--randomize_substeps", "--resume_from_checkpoint", "true", "--save_total_limit", 3]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "train.py", *common_arguments(cache_dir, killed), *map(str, arguments)]
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while not (killed / "checkpoint-8").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert not (killed / "model.safetensors").exists()
+
+    for name in ("checkpoint-99", "checkpoint-999", "checkpoint-9999"):
+        shutil.copytree(killed / "checkpoint-4", killed / name)  # the first has the state of another step
+    (killed / "checkpoint-999" / "trainer_state.json").write_text('{"global_st')
+    (killed / "checkpoint-9999" / "trainer_state.json").unlink()
+    resumed_from = train.last_whole_checkpoint(str(killed))
+    assert Path(resumed_from).name in ("checkpoint-4", "checkpoint-8")
+    main(*arguments, output_dir=whole)
+    main(*arguments, output_dir=killed)
+    assert_close(weights_in(killed), weights_in(whole), rtol=0, atol=0)
+    assert losses_in(killed) == losses_in(whole)
+    assert [losses["step"] for losses in losses_in(whole)] == list(range(1, 41))
+
+    # Starting a finished run again changes nothing.
+    main(*arguments, output_dir=killed)
+    assert_close(weights_in(killed), weights_in(whole), rtol=0, atol=0)
+
+
+def test_two_processes_equal_one(base, cache_dir, main, tmp_path):
+    arguments = ["--model_name_or_path", base, *SEGMENTS, "--do_train", "--do_eval", "--max_steps", 2]
+    arguments += ["--max_eval_samples", 3, "--per_device_eval_batch_size", 1, "--optim", "sgd"]
+    # Dropout draws other numbers in every process.
+    still = tmp_path / "still"
+    shutil.copytree(base, still)
+    config = read_json(still / "config.json") | {"dropout": 0.0}
+    (still / "config.json").write_text(json.dumps(config))
+    arguments[1] = still
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "train.py"]
+    done = run_command(*torchrun, *common_arguments(cache_dir, tmp_path / "two"), *arguments)
+    assert done.returncode == 0, done.stderr
+    one = main(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
+    assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-5, atol=1e-5)
+    assert_close(losses_in(tmp_path / "two"), losses_in(one), rtol=1e-5, atol=1e-5)
+    assert_close(metrics_of(tmp_path / "two"), metrics_of(one), rtol=1e-5, atol=1e-5)
+    assert_report(tmp_path / "two")
+
+
+# Run scripts
+
+
+def test_run_scripts_parse():
+    scripts = sorted((ROOT / "run").glob("*.sh"))
+    assert len(scripts) >= 6
+    for script in scripts:
+        assert run_command("bash", "-n", script).stderr == ""
+
+
+def test_run_train_end_to_end(cache_dir, tmp_path):
+    """The model `tiny` by the script, all variables on top of it."""
+    variables = {"NUM_GPUS": "0", "BASE": "tiny", "OUT": str(tmp_path), "BATCH": "4", "SEQ": "2", "SUM": "4"}
+    arguments = f"--max_steps 1 --block_size 64 --max_train_samples 16 --max_eval_samples 4 --cache_dir {cache_dir}"
+    done = run_command("bash", "run/train.sh", *arguments.split(), MODE="RMT", **variables)
+    assert done.returncode == 0, done.stdout
+    assert_report(tmp_path)
+    config = read_json(tmp_path / "config.json")
+    assert (config["summary_length"], config["accumulate_summary"], config["use_cache"]) == (4, False, True)
+    assert "Evaluation" in (tmp_path / "log.txt").read_text()
+    model = LlamaAutoCompressorModel.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert model.compress(**tokenizer("The king", return_tensors="pt")).shape == (1, 4, 192)
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"MODE": "XX"}, "MODE must be CP, RMT or FA, got XX"),
+        ({"CML": "5"}, "CML"),
+        ({"BATCH": "16", "SEQ": "3"}, "BATCH=16 must be a multiple of GPUs x SEQ = 1 x 3"),
+    ],
+)
+def test_run_train_refuses(variables, message, tmp_path):
+    """Before anything runs: `python` does nothing here."""
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    (tmp_path / "python").chmod(0o755)
+    out, path = tmp_path / "out", f"{tmp_path}:{os.environ['PATH']}"
+    done = run_command("bash", "run/train.sh", BASE="tiny", OUT=str(out), PATH=path, **variables)
+    assert done.returncode == 1
+    assert re.fullmatch(f"train.sh: error: .*{message}.*\n", done.stderr)
+    assert not out.exists()
