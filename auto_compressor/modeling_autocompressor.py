@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, LlamaForCausalLM, OPTForCausalLM
 from transformers import initialization as init
@@ -83,7 +83,7 @@ def resolve_segment_lengths(segment_lengths: int | list[int] | None, length: int
     """
     if segment_lengths is None:
         return [length]
-    lengths = [segment_lengths] if isinstance(segment_lengths, int) else list(segment_lengths)
+    lengths = list(segment_lengths) if isinstance(segment_lengths, list | tuple) else [segment_lengths]
     if not lengths or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in lengths):
         raise ValueError(f"`segment_lengths` must be positive integers, got {segment_lengths}.")
     if isinstance(segment_lengths, int):
@@ -167,11 +167,14 @@ class AutoCompressorMixin:
                 f"Cannot load {pretrained_model_name_or_path}: {reason} ({type(error).__name__})."
             ) from error
         except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
+            reasons = {
+                "ignore_mismatched_sizes": "weights and config differ in size",
+                "PytorchStreamReader": "a weight file is damaged",
+            }
+            reason = next((reason for hint, reason in reasons.items() if hint in str(error)), None)
+            if reason is None:
                 raise
-            raise OSError(
-                f"Cannot load {pretrained_model_name_or_path}: weights and config differ in size."
-            ) from error
+            raise OSError(f"Cannot load {pretrained_model_name_or_path}: {reason}.") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -230,6 +233,7 @@ class AutoCompressorMixin:
         position_ids: torch.LongTensor | None,
         softprompt: torch.Tensor,
         softprompt_attention_mask: torch.LongTensor | None,
+        has_text: torch.LongTensor | None,
         summarize: bool,
         cache: SoftpromptCache | None,
         **kwargs,
@@ -238,7 +242,8 @@ class AutoCompressorMixin:
         Reads `[softprompt ; text ; summary embeddings]` in one pass of the base model (paper, section 3.1).
 
         A cache that holds keys holds the softprompt and the beginning of the segment's text; `attention_mask`
-        `(batch, cached_length + length)` covers that text and the new one.
+        `(batch, cached_length + length)` covers that text and the new one. `has_text` `(batch, 1)` is 0 for rows of
+        padding alone up to here, whose summary vectors nobody may see; `None` if there are none.
         """
         length, device = inputs_embeds.shape[1], inputs_embeds.device
         cached_length = 0 if cache is None else cache.text_length
@@ -272,21 +277,28 @@ class AutoCompressorMixin:
         new_softprompt = outputs.last_hidden_state[:, text.stop :].to(softprompt.dtype)
         return SegmentOutput(
             outputs.last_hidden_state[:, text],
-            *self._carry(softprompt, softprompt_attention_mask, new_softprompt),
+            *self._carry(softprompt, softprompt_attention_mask, new_softprompt, has_text),
             outputs.hidden_states and tuple(layer[:, text] for layer in outputs.hidden_states),
             outputs.attentions,
         )
 
     def _carry(
-        self, softprompt: torch.Tensor, mask: torch.LongTensor | None, new_softprompt: torch.Tensor
+        self,
+        softprompt: torch.Tensor,
+        mask: torch.LongTensor | None,
+        new_softprompt: torch.Tensor,
+        has_text: torch.LongTensor | None,
     ) -> tuple[torch.Tensor, torch.LongTensor | None]:
         """Softprompt and mask for the next segment: old and new vectors (section 3.2), or the new ones only (RMT)."""
-        num_new = new_softprompt.shape[1]
+        (batch_size, num_new, _), device = new_softprompt.shape, new_softprompt.device
         if num_new == 0:
             return softprompt, mask
+        new_mask = None if has_text is None else has_text.expand(-1, num_new)
         if not self.config.accumulate_summary:
-            return new_softprompt, None
-        mask = None if mask is None else F.pad(mask, (0, num_new), value=1)
+            return new_softprompt, new_mask
+        if mask is not None or new_mask is not None:
+            masks = (mask_or_ones(mask, softprompt.shape[1], device), mask_or_ones(new_mask, num_new, device))
+            mask = torch.cat([part.expand(batch_size, -1) for part in masks], dim=1)
         return torch.cat([softprompt, new_softprompt], dim=1), mask
 
     def _forward_segments(
@@ -309,6 +321,8 @@ class AutoCompressorMixin:
             split_optional(position_ids, segment_lengths),
             strict=True,
         )
+        # A continued segment has one piece, and cached columns in front of its mask.
+        ends = list(accumulate(segment_lengths)) if last > 0 else [None]
         recompute = self.config.segment_gradient_checkpointing and self.training
         for index, piece in enumerate(pieces):
             forward_segment = self._forward_segment
@@ -316,10 +330,12 @@ class AutoCompressorMixin:
                 forward_segment = partial(checkpoint, self._forward_segment, use_reentrant=False)
             if index == last and cache is not None and cache.is_empty:
                 cache.begin(softprompt, softprompt_attention_mask, compressed_length=sum(segment_lengths[:last]))
+            has_text = None if attention_mask is None else attention_mask[:, : ends[index]].amax(dim=1, keepdim=True)
             output = forward_segment(
                 *piece,
                 softprompt,
                 softprompt_attention_mask,
+                has_text,
                 summarize=output_softprompt or index < last,
                 cache=cache if index == last else None,
                 **kwargs,
@@ -392,9 +408,8 @@ class AutoCompressorMixin:
         use_cache = self.config.use_cache if use_cache is None else use_cache
         shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
-        cache = None
-        if use_cache or past_key_values is not None:
-            cache = SoftpromptCache.from_cache(past_key_values, self.config)
+        self._check_position_ids(position_ids, inputs_embeds)
+        cache = self._prepare_cache(past_key_values, use_cache)
         if cache is not None and not cache.is_empty:
             softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
         softprompt, softprompt_attention_mask = self._check_softprompt(
@@ -439,12 +454,13 @@ class AutoCompressorMixin:
         """Mean cross-entropy of the next tokens; from the logits where all of them are there, else in chunks."""
         if labels is None and shift_labels is None:
             return None
-        targets = shift_labels_left(labels) if shift_labels is None else shift_labels
+        targets = labels if shift_labels is None else shift_labels
         if targets.shape != last_hidden_state.shape[:2]:
             raise ValueError(
                 f"`labels` must have the shape of the text, {tuple(last_hidden_state.shape[:2])},"
                 f" got {tuple(targets.shape)}."
             )
+        targets = shift_labels_left(labels) if shift_labels is None else shift_labels
         if logits is not None and logits.shape[:2] == targets.shape:
             loss = summed_cross_entropy(logits, targets)
         else:
@@ -475,7 +491,7 @@ class AutoCompressorMixin:
             `torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`.
 
         Raises:
-            ValueError: as `forward`, and if the model makes no summary vectors.
+            ValueError: as `forward`; if the model makes no summary vectors; if a row's first segment is all padding.
         """
         if self.config.summary_length == 0:
             raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
@@ -489,7 +505,12 @@ class AutoCompressorMixin:
         for segment in self._forward_segments(
             inputs_embeds, attention_mask, None, softprompt, mask, lengths, output_softprompt=True
         ):
-            softprompt = segment.softprompt
+            softprompt, mask = segment.softprompt, segment.softprompt_attention_mask
+        if attention_mask is not None and not mask.all():
+            raise ValueError(
+                "`attention_mask` must leave text in the first segment of every row: compress texts of such different"
+                " lengths apart, or call the model with `output_softprompt=True`, which returns a mask."
+            )
         return softprompt
 
     def generate(
@@ -524,6 +545,9 @@ class AutoCompressorMixin:
             softprompt = softprompt.expand(prompt.shape[0], -1, -1)
         if prompt is not None and softprompt_attention_mask is not None and softprompt_attention_mask.shape[0] == 1:
             softprompt_attention_mask = softprompt_attention_mask.expand(prompt.shape[0], -1)
+        cache = kwargs.get("past_key_values")
+        if segment_lengths is not None and cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("`segment_lengths` must be None where `past_key_values` holds text: it cuts a new text.")
         if prompt is not None and segment_lengths is not None:
             segment_lengths = resolve_segment_lengths(segment_lengths, prompt.shape[1])
         return super().generate(
@@ -563,7 +587,33 @@ class AutoCompressorMixin:
             raise ValueError(f"`{name}` must hold at least one token in {ndim} dimensions, got {tuple(text.shape)}.")
         if input_ids is not None and (input_ids.is_floating_point() or input_ids.dtype == torch.bool):
             raise ValueError(f"`input_ids` must be integers, got {input_ids.dtype}.")
-        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            return self.get_input_embeddings()(input_ids)
+        embedding_dim = self.get_input_embeddings().embedding_dim
+        if inputs_embeds.shape[2] != embedding_dim or not inputs_embeds.is_floating_point():
+            raise ValueError(
+                f"`inputs_embeds` must be floating point vectors of size {embedding_dim}, got {inputs_embeds.dtype}"
+                f" {tuple(inputs_embeds.shape)}."
+            )
+        return inputs_embeds
+
+    def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool) -> SoftpromptCache | None:
+        """Returns the cache to continue or to fill, if any; transformers' gradient checkpointing drops caches."""
+        if past_key_values is None and not use_cache:
+            return None
+        cache = SoftpromptCache.from_cache(past_key_values, self.config)
+        if not (self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules())):
+            return cache
+        if not cache.is_empty:
+            raise ValueError("`past_key_values` cannot be continued in training with gradient checkpointing.")
+        return None
+
+    def _check_position_ids(self, position_ids, inputs_embeds):
+        batch_size, length, _ = inputs_embeds.shape
+        if position_ids is not None and position_ids.shape not in ((batch_size, length), (1, length)):
+            raise ValueError(
+                f"`position_ids` must have the shape ({batch_size} or 1, {length}), got {tuple(position_ids.shape)}."
+            )
 
     def _check_softprompt(self, softprompt, mask, inputs_embeds) -> tuple[torch.Tensor, torch.LongTensor | None]:
         """Returns softprompt and mask with the rows and dtype of the text; no softprompt becomes an empty one."""
