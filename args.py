@@ -96,10 +96,16 @@ class DataTrainingArguments:
 class TrainingArguments(HfTrainingArguments):
     """How the compressor is trained: segments, substeps, and everything of [`transformers.TrainingArguments`]."""
 
-    summary_length: int = field(default=50, metadata={"help": "Summary vectors per segment; 0 makes none."})
-    accumulate_summary: bool = field(
-        default=True,
-        metadata={"help": "Keep the summary vectors of all earlier segments; false keeps the last ones only (RMT)."},
+    summary_length: int | None = field(
+        default=None,
+        metadata={"help": "Summary vectors per segment; 0 makes none (default: as in the checkpoint, else 50)."},
+    )
+    accumulate_summary: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the summary vectors of all earlier segments; false keeps the last ones only, RMT (default:"
+            " as in the checkpoint, else true)."
+        },
     )
     training_substeps: int = field(
         default=1,

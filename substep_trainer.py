@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, Trainer
 
 from args import TrainingArguments
+from auto_compressor import AutoCompressorOutput
 from auto_compressor.losses import shift_labels_left
 
 
@@ -76,6 +77,14 @@ def summarize_statistics(statistics: np.ndarray) -> dict[str, float]:
     return {"perplexity": float(np.exp(nll / tokens)), "accuracy": float(correct / tokens), "tokens": int(tokens)}
 
 
+def carried_over(outputs: AutoCompressorOutput) -> dict[str, torch.Tensor]:
+    """What the next substep starts from: the summary vectors without their gradient, and their mask."""
+    return {
+        "softprompt": outputs.softprompt.detach(),
+        "softprompt_attention_mask": outputs.softprompt_attention_mask,
+    }
+
+
 class SubstepTrainer(Trainer):
     """
     [`~transformers.Trainer`] that makes one backward pass per substep, with detached summary vectors in between.
@@ -97,7 +106,7 @@ class SubstepTrainer(Trainer):
             raise ValueError(f"`label_smoothing_factor` must be 0 for substeps, got {args.label_smoothing_factor}.")
         kwargs.setdefault("compute_metrics", self.segment_metrics)
         super().__init__(model, args, **kwargs)
-        self.softprompt = None
+        self.carried: dict[str, torch.Tensor] = {}
         self.substep_losses, self.last_logged_step = None, 0
 
     def crop_to_segments(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -177,12 +186,12 @@ class SubstepTrainer(Trainer):
             num_items_in_batch = None
         elif num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1) / len(substeps)
-        losses, self.softprompt = [], None
+        losses, self.carried = [], {}
         for substep in substeps:
             is_last = substep is substeps[-1]
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, substep, num_items_in_batch))
-        self.softprompt = None
+        self.carried = {}
         if self.substep_losses is None:
             self.substep_losses, self.last_logged_step = torch.zeros_like(torch.stack(losses)), self.state.global_step
         self.substep_losses += torch.stack(losses)
@@ -196,9 +205,9 @@ class SubstepTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The loss of one substep, after the summary vectors of the one before and without its logits."""
-        inputs = inputs | {"softprompt": self.softprompt, "skip_logits": True}
+        inputs = inputs | self.carried | {"skip_logits": True}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        self.softprompt = outputs.softprompt.detach()
+        self.carried = carried_over(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -219,12 +228,12 @@ class SubstepTrainer(Trainer):
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Returns no loss, the statistics `(batch, substeps, segments, 3)` as predictions, and a placeholder."""
         substeps, segments = self.split_substeps(self._prepare_inputs(inputs))
-        statistics, softprompt = [], None
+        statistics, carried = [], {}
         with torch.no_grad(), self.compute_loss_context_manager():
             for substep, lengths in zip(substeps, segments, strict=True):
                 targets = substep.pop("shift_labels")
-                outputs = model(**substep, softprompt=softprompt)
-                softprompt = outputs.softprompt
+                outputs = model(**substep, **carried)
+                carried = carried_over(outputs)
                 statistics.append(segment_statistics(outputs.logits, targets, lengths))
         statistics = torch.cat(statistics, dim=1).unflatten(1, (self.args.training_substeps, -1))
         return None, statistics, statistics[..., 2]

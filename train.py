@@ -96,12 +96,13 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
     hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
     model_type = load_base_config(name or config_name, **hub).model_type
     model_class = autocompressor_class(model_type)
+    asked = {
+        "summary_length": 0 if training_args.full_attention else training_args.summary_length,
+        "accumulate_summary": training_args.accumulate_summary,
+        "segment_gradient_checkpointing": training_args.segment_gradient_checkpointing,
+    }
     config = model_class.config_class.from_pretrained(
-        resolve_base(name or config_name),
-        **hub,
-        summary_length=0 if training_args.full_attention else training_args.summary_length,
-        accumulate_summary=training_args.accumulate_summary,
-        segment_gradient_checkpointing=training_args.segment_gradient_checkpointing,
+        resolve_base(name or config_name), **hub, **{key: value for key, value in asked.items() if value is not None}
     )
     attention = choose_attention(model_args, training_args)
     if name is None:

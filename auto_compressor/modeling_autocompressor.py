@@ -190,6 +190,10 @@ class AutoCompressorMixin:
         """Most text tokens that one segment can hold; `None` if there is no limit."""
         return None if self.summary_takes_positions else self.config.max_position_embeddings
 
+    def default_segment_lengths(self, length: int) -> list[int]:
+        """The fewest equal segments that fit the positions; where summary vectors take some, half are left to them."""
+        return equal_segment_lengths(length, self.max_segment_length or self.config.max_position_embeddings // 2)
+
     def _segment_positions(
         self,
         softprompt_mask: torch.LongTensor,
@@ -484,8 +488,7 @@ class AutoCompressorMixin:
             input_ids, attention_mask, softprompt, softprompt_attention_mask, inputs_embeds:
                 As in [`~AutoCompressorMixin.forward`]. With `softprompt`, the text continues what it summarises.
             segment_lengths (`int` or `list[int]`, *optional*):
-                As in [`~AutoCompressorMixin.forward`]. By default the fewest equal segments that fit the positions;
-                with RoPE, half of `max_position_embeddings` is left to the softprompt.
+                As in [`~AutoCompressorMixin.forward`]. Default: [`~AutoCompressorMixin.default_segment_lengths`].
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`.
@@ -498,8 +501,7 @@ class AutoCompressorMixin:
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         softprompt, mask = self._check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
         if segment_lengths is None:
-            longest = self.max_segment_length or self.config.max_position_embeddings // 2
-            segment_lengths = equal_segment_lengths(inputs_embeds.shape[1], longest)
+            segment_lengths = self.default_segment_lengths(inputs_embeds.shape[1])
         lengths = self._check_segments(segment_lengths, inputs_embeds, cache=None)
         attention_mask = self._check_attention_mask(attention_mask, inputs_embeds, cache=None)
         for segment in self._forward_segments(

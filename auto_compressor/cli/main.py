@@ -1,0 +1,33 @@
+"""The command `auto-compressor`: one module per sub-command, each with NAME, HELP, add_arguments() and run()."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import generate, perplexity, summarize
+
+
+COMMANDS = (summarize, generate, perplexity)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sub-command. Returns 0, or 1 after an error of one line, or 130 after an interruption."""
+    parser = argparse.ArgumentParser(prog="auto-compressor", description="Compress text for language models.")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (OSError, ValueError) as error:
+        print(f"auto-compressor: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

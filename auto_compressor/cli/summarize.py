@@ -1,0 +1,64 @@
+"""`auto-compressor summarize`: a text of any length into a file of summary vectors."""
+
+import argparse
+import time
+from pathlib import Path
+
+from .common import add_model_arguments, load_model, progress_bar, read_text, token_ids
+
+
+NAME = "summarize"
+HELP = "compress a text of any length into summary vectors"
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("file", help="UTF-8 text; - reads standard input")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write, *.safetensors")
+    parser.add_argument(
+        "--segment-length", type=int, help="tokens per segment (default: equal ones that fit the model)"
+    )
+    add_model_arguments(parser)
+
+
+def compress_with_progress(model, input_ids, segment_length: int | None):
+    """Returns `model.compress(input_ids)`, segment by segment under a progress bar."""
+    from ..modeling_autocompressor import resolve_segment_lengths
+
+    length, softprompt = input_ids.shape[1], None
+    if segment_length is None:
+        segment_lengths = model.default_segment_lengths(length)
+    else:
+        segment_lengths = resolve_segment_lengths(segment_length, length)
+    segments = input_ids.split(segment_lengths, dim=1)
+    with progress_bar() as progress:
+        for segment in progress.track(segments, description="Compressing segments"):
+            softprompt = model.compress(segment, segment_lengths=segment.shape[1], softprompt=softprompt)
+    return softprompt
+
+
+def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seconds: float):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title=str(path))
+    table.add_row("tokens", f"{num_tokens:,}")
+    table.add_row("summary vectors", f"{softprompt.shape[1]:,}")
+    table.add_row("compression ratio", f"{num_tokens / softprompt.shape[1]:.1f}x")
+    table.add_row("bytes of text / of file", f"{text_bytes:,} / {path.stat().st_size:,}")
+    table.add_row("seconds (tokens/s)", f"{seconds:.1f} ({num_tokens / seconds:,.0f})")
+    Console().print(table)
+
+
+def run(args: argparse.Namespace):
+    from ..softprompts import save_softprompt
+
+    if not args.output.parent.is_dir():
+        raise FileNotFoundError(f"--output {args.output}: there is no folder {args.output.parent}.")
+    text = read_text(args.file)
+    model, tokenizer = load_model(args)
+    input_ids = token_ids(tokenizer, text, model.device)
+    start = time.perf_counter()
+    softprompt = compress_with_progress(model, input_ids, args.segment_length)
+    seconds = time.perf_counter() - start
+    save_softprompt(args.output, softprompt, model, num_tokens=input_ids.shape[1])
+    print_summary(input_ids.shape[1], len(text.encode()), softprompt, args.output, seconds)

@@ -1,0 +1,175 @@
+"""The command `auto-compressor`, called as a shell would."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
+from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.cli.main import main
+from auto_compressor.evaluation.context import compare_contexts
+from auto_compressor.softprompts import load_softprompt
+
+
+TEXT = "In the beginning there was a king in the land, and he had three sons.\n" * 6
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["accumulate", "replace"])
+def folder(request, tmp_path_factory):
+    """A saved model with random weights, large enough that softprompts matter, and its tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaAutoCompressorConfig(
+        vocab_size=2048,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        pad_token_id=0,
+        summary_length=3,
+        accumulate_summary=request.param,
+    )
+    path = tmp_path_factory.mktemp("model")
+    LlamaAutoCompressorModel(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def model(folder):
+    return LlamaAutoCompressorModel.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def ids():
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    return lambda text: tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def one_line(captured):
+    """The error of a failed command, which is all that it says."""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("auto-compressor: error: "), captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("segment_length", [None, 13])
+def test_summarize_is_compress(folder, model, ids, text_file, tmp_path, capsys, segment_length):
+    output = tmp_path / "out.safetensors"
+    options = [] if segment_length is None else ["--segment-length", str(segment_length)]
+    assert main(["summarize", str(text_file), "-o", str(output), "--model", str(folder), *options]) == 0
+    input_ids = ids(TEXT)
+    loaded = load_softprompt(output, model)
+    expected = model.compress(input_ids, segment_lengths=segment_length)
+    torch.testing.assert_close(loaded.vectors, expected, rtol=0, atol=1e-5)
+    assert loaded.num_tokens == input_ids.shape[1]
+    assert f"{input_ids.shape[1] / expected.shape[1]:.1f}x" in capsys.readouterr().out
+
+
+def test_summarize_reads_standard_input(folder, model, ids, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert main(["summarize", "-", "-o", str(tmp_path / "o.safetensors"), "--model", str(folder)]) == 0
+    assert load_softprompt(tmp_path / "o.safetensors", model).num_tokens == ids(TEXT).shape[1]
+
+
+def test_generate_is_generate(folder, model, ids, text_file, tmp_path, capsys):
+    output, prompt = tmp_path / "out.safetensors", "The king said"
+    main(["summarize", str(text_file), "-o", str(output), "--model", str(folder)])
+    capsys.readouterr()
+    arguments = ["generate", "--model", str(folder), "--prompt", prompt, "--max-new-tokens", "8"]
+    assert main([*arguments, "--softprompt", str(output)]) == 0
+    printed = capsys.readouterr().out
+    softprompt = load_softprompt(output, model).vectors
+    sequences = model.generate(ids(prompt), softprompt=softprompt, max_new_tokens=8, do_sample=False)
+    decoded = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER).decode(sequences[0], skip_special_tokens=True)
+    assert printed.rstrip("\n") == decoded.rstrip("\n")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out != printed
+    sampling = [*arguments, "--temperature", "1.5", "--top-p", "0.9", "--seed"]
+    samples = [main([*sampling, seed]) or capsys.readouterr().out for seed in ("1", "1", "2")]
+    assert samples[0] == samples[1] != samples[2]
+
+
+def test_perplexity_is_compare_contexts(folder, model, ids, text_file, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    lengths = ["8", "8", "9"]
+    arguments = ["perplexity", "--model", str(folder), "--text", str(text_file), "--segment-lengths", *lengths]
+    assert main([*arguments, "--batch-size", "4", "-o", str(table)]) == 0
+    sequences = ids(TEXT)[0]
+    sequences = sequences[: len(sequences) // 25 * 25].view(-1, 25)
+    batches = [batch for batch in sequences.split(4) if len(batch) > 1]
+    results = compare_contexts(model, batches, [8, 8, 9])
+    rows = [line.split(",") for line in table.read_text().splitlines()][1:]
+    assert [row[0] for row in rows] == [result.context for result in results]
+    for row, result in zip(rows, results, strict=True):
+        assert int(row[1]) == result.positions
+        assert float(row[2]) == pytest.approx(result.perplexity, rel=1e-5)
+    assert "full context" in capsys.readouterr().out
+
+
+def test_compare_contexts_by_hand(model, ids):
+    batch = ids(TEXT)[0, :50].view(2, 25)
+    context, text = batch.split([16, 9], dim=1)
+    none, summary, other, full = compare_contexts(model, [batch], [8, 8, 9])
+    whole = model(batch).logits[:, 16:-1].log_softmax(-1).gather(-1, text[:, 1:, None]).sum()
+    assert full.nll == pytest.approx(-whole.item(), rel=1e-5)
+    own = model.compress(context, segment_lengths=8)
+    for result, softprompt in ((none, None), (summary, own), (other, own.flip(0))):
+        loss = model(text, labels=text, softprompt=softprompt).loss
+        assert result.perplexity == pytest.approx(loss.exp().item(), rel=1e-5)
+        assert result.tokens == 16
+    assert (none.positions, summary.positions, full.positions) == (0, own.shape[1], 16)
+
+
+BAD_INPUT = {
+    "no text file": (["summarize", "{tmp}/none.txt", "-o", "{tmp}/o.safetensors"], "none.txt"),
+    "empty text": (["summarize", "{tmp}/empty.txt", "-o", "{tmp}/o.safetensors"], "must hold text"),
+    "not UTF-8": (["summarize", "{tmp}/latin.txt", "-o", "{tmp}/o.safetensors"], "must be UTF-8"),
+    "no output folder": (["summarize", "{tmp}/text.txt", "-o", "{tmp}/no/o.safetensors"], "there is no folder"),
+    "segment length": (
+        ["summarize", "{tmp}/text.txt", "-o", "{tmp}/o.safetensors", "--segment-length", "0"],
+        "`segment_lengths` must be positive",
+    ),
+    "no softprompt": (["generate", "--prompt", "a", "--softprompt", "{tmp}/none.safetensors"], "There is no file"),
+    "foreign softprompt": (["generate", "--prompt", "a", "--softprompt", "{tmp}/text.txt"], "is damaged"),
+    "empty prompt": (["generate", "--prompt", ""], "--prompt must not be empty"),
+    "new tokens": (["generate", "--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
+    "temperature": (["generate", "--prompt", "a", "--temperature", "-1"], "--temperature must be 0 or more"),
+    "short text": (["perplexity", "--segment-lengths", "500", "500", "--text", "{tmp}/text.txt"], "2 sequences"),
+    "one segment": (["perplexity", "--segment-lengths", "20"], "two or more segments"),
+    "batch size": (["perplexity", "--segment-lengths", "8", "8", "--batch-size", "1"], "--batch-size must be 2"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input(folder, text_file, tmp_path, capsys, arguments, message):
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "latin.txt").write_bytes("Caf\xe9".encode("latin-1"))
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert main([*arguments, "--model", str(folder)]) == 1
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_unreachable_model(capsys):
+    assert main(["generate", "--prompt", "a", "--model", "nobody/nothing"]) == 1
+    message = one_line(capsys.readouterr())
+    assert "nobody/nothing" in message and "smollm2" in message
+
+
+def test_installed_command_lists_the_sub_commands():
+    command = [sys.executable, "-m", "auto_compressor.cli.main", "--help"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert all(name in output for name in ("summarize", "generate", "perplexity"))
