@@ -346,7 +346,7 @@ def test_run_train_end_to_end(cache_dir, tmp_path):
     assert "Evaluation" in (tmp_path / "log.txt").read_text()
     model = LlamaAutoCompressorModel.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert model.compress(**tokenizer("The king", return_tensors="pt")).shape == (1, 4, 192)
+    assert model.compress(**tokenizer("The king", return_tensors="pt")).shape == (1, 4, model.config.hidden_size)
 
 
 @pytest.mark.parametrize(
