@@ -6,14 +6,14 @@
 # 1. BASE=tiny: trains a small language model on the bundled English text
 # 2. turns it into an AutoCompressor; BASE=tiny: beside it, as many steps with full attention, for comparison
 # 3. predicts held-out text without context, with its summary vectors, and with the full context
-# 4. compresses a chapter of the held-out text and generates from its summary vectors
+# 4. compresses the beginning of the held-out text and generates from its summary vectors
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 BASE=${BASE:-tiny}
 OUT=${OUT:-checkpoints/quickstart_$BASE}
 BASE_STEPS=${BASE_STEPS:-800}       # steps of the small language model
-STEPS=${STEPS:-}                    # steps of the AutoCompressor (tiny: 500, smollm2: 200)
+STEPS=${STEPS:-}                    # steps of the AutoCompressor (tiny: 500, smollm2: 60)
 
 ################################
 
@@ -41,17 +41,17 @@ case $BASE in
             --summary_length 4 "$@"
         wait "$beside" || { tail -5 "$OUT/full_attention.log" >&2; exit 1; }
         unset OMP_NUM_THREADS
-        full="$OUT/full_attention" compress_length=32
+        full="$OUT/full_attention" segment_length=32 bytes=760
         ;;
     smollm2)
         segments="256 256 256 256"
         echo "== 2. LoRA adapters that make SmolLM2-135M an AutoCompressor (4 segments of 256 tokens, 16 vectors each)"
         python train.py --model_name_or_path smollm2 --output_dir "$OUT/autocompressor" \
             --lora --lora_r 16 --lora_alpha 16 --lora_target_modules q_proj k_proj v_proj o_proj \
-            --segment_lengths $segments --summary_length 16 --max_steps "${STEPS:-200}" --learning_rate 8e-4 \
-            --per_device_train_batch_size 1 --gradient_accumulation_steps 2 --warmup_steps 20 --logging_steps 10 \
+            --segment_lengths $segments --summary_length 16 --max_steps "${STEPS:-60}" --learning_rate 8e-4 \
+            --per_device_train_batch_size 1 --gradient_accumulation_steps 2 --warmup_steps 6 --logging_steps 10 \
             "${common[@]}" "$@"
-        full=smollm2 compress_length=256
+        full=smollm2 segment_length=256 bytes=3187
         ;;
     *)
         echo "quickstart.sh: error: BASE must be tiny or smollm2, got $BASE." >&2
@@ -63,11 +63,11 @@ echo "== 3. Held-out text: what is its context worth?"
 auto-compressor perplexity --model "$OUT/autocompressor" --full-context-model "$full" --dtype float32 \
     --segment-lengths $segments -o "$OUT/perplexity.csv"
 
-echo "== 4. A chapter as summary vectors, and text generated from them"
-sed -n '/^Ruth 1$/,/^$/p' auto_compressor/assets/validation.txt > "$OUT/chapter.txt"
-auto-compressor summarize "$OUT/chapter.txt" --model "$OUT/autocompressor" --dtype float32 \
-    --segment-length "$compress_length" -o "$OUT/chapter.safetensors"
-for softprompt in "" "--softprompt $OUT/chapter.safetensors"; do
+echo "== 4. The beginning of Ruth as summary vectors, and text generated from them"
+head -c "$bytes" auto_compressor/assets/validation.txt > "$OUT/ruth.txt"
+auto-compressor summarize "$OUT/ruth.txt" --model "$OUT/autocompressor" --dtype float32 \
+    --segment-length "$segment_length" -o "$OUT/ruth.safetensors"
+for softprompt in "" "--softprompt $OUT/ruth.safetensors"; do
     echo "-- generated ${softprompt:-without context}"
     auto-compressor generate --model "$OUT/autocompressor" --dtype float32 $softprompt \
         --prompt "Then Naomi said to" --max-new-tokens 40

@@ -40,7 +40,8 @@ def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seco
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(show_header=False, title=str(path))
+    table = Table(show_header=False)
+    table.add_row("file", str(path))
     table.add_row("tokens", f"{num_tokens:,}")
     table.add_row("summary vectors", f"{softprompt.shape[1]:,}")
     table.add_row("compression ratio", f"{num_tokens / softprompt.shape[1]:.1f}x")
