@@ -243,7 +243,6 @@ class ModelTests:
         other_fields (`dict`): Values that are not the defaults, for the round trip of the config.
         bad_fields (`list[tuple[str, Any]]`): Fields with a value that the config must refuse by the field's name.
         without_gradient (`str`): Names (a regex) of parameters whose gradient is 0 by mathematics.
-        test_hub (`bool`): Whether to load the model without the package; once per family is enough.
     """
 
     model_class: type
@@ -253,7 +252,6 @@ class ModelTests:
     other_fields: dict = {}
     bad_fields: list = []
     without_gradient: str = "(?!)"
-    test_hub: bool = True
 
     def make_config(self, **fields):
         return self.model_class.config_class(**self.config_fields | fields)
@@ -385,10 +383,12 @@ class ModelTests:
             with pytest.raises((ValueError, StrictDataclassError), match=field):
                 self.make_config(**{field: value})
 
+
+class HubTests:
+    """Beside `ModelTests`, for one model of each family: its code works from the hub."""
+
     def test_loads_without_the_package(self, tmp_path, monkeypatch):
         """As from the hub: the code lies beside the weights, and nothing of this repository can be imported."""
-        if not self.test_hub:
-            pytest.skip("the same files as another test of the family")
         classes = (self.model_class, self.model_class.config_class)
         for cls in classes:
             monkeypatch.setattr(cls, "_auto_class", cls.__dict__.get("_auto_class"))

@@ -13,6 +13,7 @@ from modeling_testing import (
     DOUBLE,
     EXACT,
     CausalLMTests,
+    HubTests,
     all_autocompressors,
     both_families,
     gradients,
@@ -101,22 +102,20 @@ class AutoCompressorTests(CausalLMTests):
         ]
 
 
-class TestOPT(AutoCompressorTests):
+class TestOPT(HubTests, AutoCompressorTests):
     name = "opt"
 
 
 class TestOPTProjected(AutoCompressorTests):
     name = "opt_projected"
-    test_hub = False
 
 
-class TestLlama(AutoCompressorTests):
+class TestLlama(HubTests, AutoCompressorTests):
     name = "llama"
 
 
 class TestLlamaGrouped(AutoCompressorTests):
     name = "llama_grouped"
-    test_hub = False
 
 
 # Checkpoints of the base model, and published ones
@@ -1012,6 +1011,14 @@ BAD_CALLS = {
     "shift_labels": ("labels", lambda m: m(IDS, shift_labels=IDS[:, :5])),
     "labels, no logits": ("labels", lambda m: m(IDS, labels=IDS[:, :5], skip_logits=True)),
     "position_ids": ("position_ids", lambda m: m(IDS, position_ids=torch.arange(5)[None])),
+    "compress: a first segment of padding": (
+        "attention_mask",
+        lambda m: m.compress(IDS, attention_mask=(torch.arange(6) > 3).long().expand(2, -1), segment_lengths=3),
+    ),
+    "generate: segments of a continued text": (
+        "segment_lengths",
+        lambda m: m.generate(IDS, past_key_values=filled_cache(m), segment_lengths=3, max_new_tokens=2),
+    ),
     "static cache": ("past_key_values", lambda m: m(IDS, past_key_values=static_cache(m))),
     "tuple cache": ("past_key_values", lambda m: m(IDS, past_key_values=((torch.zeros(1), torch.zeros(1)),))),
     "static cache in generate": (
@@ -1019,6 +1026,27 @@ BAD_CALLS = {
         lambda m: m.generate(IDS, cache_implementation="static", max_new_tokens=2),
     ),
 }
+
+
+@both_families
+@pytest.mark.parametrize("accumulate_summary", [True, False])
+@torch.no_grad()
+def test_segments_of_padding_in_front_are_as_absent(name, accumulate_summary):
+    """Rows that are shorter than the last segments: their summaries of padding alone are made, and masked."""
+    model = tiny_autocompressor(name, dtype=torch.float64, accumulate_summary=accumulate_summary)
+    rows = [random_ids(1, length, seed=length) for length in (12, 7, 3)]
+    ids, mask = pad_rows(rows, "left")
+    padded = model(ids, attention_mask=mask, segment_lengths=4, output_softprompt=True)
+    for index, row in enumerate(rows):
+        length = row.shape[1]
+        segment_lengths = [length % 4] * (length % 4 > 0) + [4] * (length // 4)
+        alone = model(row, segment_lengths=segment_lengths, output_softprompt=True)
+        assert_close(padded.logits[index, -length:], alone.logits[0], **DOUBLE)
+        seen = padded.softprompt_attention_mask[index].bool()
+        assert_close(padded.softprompt[index, seen], alone.softprompt[0], **DOUBLE)
+    generated = model.generate(ids, attention_mask=mask, segment_lengths=4, max_new_tokens=4, do_sample=False)
+    single = model.generate(rows[2], max_new_tokens=4, do_sample=False)
+    assert torch.equal(generated[2, 12:], single[0, 3:])
 
 
 @both_families
