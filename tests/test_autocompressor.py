@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 
 from auto_compressor import AutoCompressorOutput, LlamaAutoCompressorModel, OPTAutoCompressorModel, SoftpromptCache
 from auto_compressor.bases import load_autocompressor
-from auto_compressor.modeling_autocompressor import equal_segment_lengths, resolve_segment_lengths
+from auto_compressor.segments import equal_segment_lengths, resolve_segment_lengths
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "autocompressor" / "checkpoints"

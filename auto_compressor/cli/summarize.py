@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def compress_with_progress(model, input_ids, segment_length: int | None):
     """Returns `model.compress(input_ids)`, segment by segment under a progress bar."""
-    from ..modeling_autocompressor import resolve_segment_lengths
+    from ..segments import resolve_segment_lengths
 
     length, softprompt = input_ids.shape[1], None
     if segment_length is None:
