@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
@@ -231,6 +232,8 @@ def run(model_args: ModelArguments, data_args: DataTrainingArguments, training_a
 
 
 def main():
+    # An unreachable hub is one error of one line, without the warnings of every try before it.
+    hub_logging.set_verbosity_error()
     parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments))
     try:
         run(*parser.parse_args_into_dataclasses())
