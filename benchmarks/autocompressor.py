@@ -3,18 +3,17 @@
     python benchmarks/autocompressor.py                          # a small Llama and OPT on the CPU, minutes
     python benchmarks/autocompressor.py --device cuda --size 1b  # bfloat16 on a GPU
 
-Both sides run in turn, A B A B, in one process; ratios of medians are what counts. Peak memory is measured in a fresh
-process for each side. Writes `autocompressor.json` with every figure to --output_dir.
+Both sides run in turn, A B A B, in one process; ratios of medians are what counts. Writes `autocompressor.json` with
+every figure to --output_dir.
 """
 
 import argparse
 import json
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -108,25 +107,18 @@ def in_turn(setting: Setting, runs: dict[str, Callable[[], object]]) -> dict[str
     return seconds
 
 
-def peak_memory_of_training(setting: Setting, side: str) -> int:
-    """Bytes that one forward and backward pass adds at its peak."""
-    compressor, step = TRAINING[side]
-    model = build(setting, compressor).train()
-    ids = random_ids(setting, setting.length)
+def peak_memory(setting: Setting, run: Callable[[], object]) -> int:
+    """Bytes of tensors that a run holds at its peak, beyond those that were there before (gradients included)."""
     if setting.device == "cuda":
-        step(model, ids, setting)
-        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step(model, ids, setting)
+        torch.cuda.reset_peak_memory_stats()
+        run()
         return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(model, ids, setting)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-
-
-def in_new_process(function: Callable, *args):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(accumulate(changes))
 
 
 def benchmark_training(setting: Setting) -> dict[str, dict[str, float]]:
@@ -137,7 +129,7 @@ def benchmark_training(setting: Setting) -> dict[str, dict[str, float]]:
     return {
         side: {
             "training tokens/s": setting.length / statistics.median(seconds[side]),
-            "training peak MB": in_new_process(peak_memory_of_training, setting, side) / 1e6,
+            "training peak MB": peak_memory(setting, runs[side]) / 1e6,
         }
         for side in TRAINING
     }

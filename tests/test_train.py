@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, set_seed
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForC
 import train
 from args import ModelArguments, TrainingArguments
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
+from auto_compressor.bases import load_autocompressor
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 
 
@@ -197,6 +199,14 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
     assert set(continued) == set(adapters)
     assert not any(torch.equal(continued[name], adapters[name]) for name in adapters)
     assert losses_in(third)[0]["loss"] < losses_in(first)[0]["loss"]
+
+    merged = load_autocompressor(str(first)).eval()
+    assert merged.config.summary_length == 4
+    assert torch.equal(merged.embed_summary.weight, adapters["base_model.model.embed_summary.weight"])
+    adapted = PeftModel.from_pretrained(train.load_model(model_args, training_args), first).eval()
+    ids = torch.randint(3, 64, (2, 24))
+    for call in (lambda model: model.compress(ids, segment_lengths=8), lambda model: model(ids).logits):
+        assert_close(call(merged), call(adapted), rtol=0, atol=1e-5)
 
 
 def test_position_table_grows(base, main):
