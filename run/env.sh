@@ -5,3 +5,15 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || ! command -v auto-compressor > 
     [ -f .venv/installed ] || bash run/setup.sh || exit 1
     source .venv/bin/activate
 fi
+
+# Runs train.py with the arguments on NUM_GPUS GPUs of each of NUM_NODES nodes (the first is NODE), or on the CPU for 0.
+run_train_py() {
+    if [ "$NUM_GPUS" = 0 ]; then
+        python train.py --use_cpu "$@"
+    elif [ "$NUM_NODES" = 1 ]; then
+        torchrun --standalone --nproc_per_node "$NUM_GPUS" train.py --bf16 "$@"
+    else
+        torchrun --nnodes "$NUM_NODES" --nproc_per_node "$NUM_GPUS" --rdzv-backend c10d \
+            --rdzv-endpoint "$NODE:5546" train.py --bf16 "$@"
+    fi
+}

@@ -96,14 +96,5 @@ arguments=(
 [ -n "$TRAIN_SETS" ] && arguments+=(--preprocessed_train_datasets $TRAIN_SETS)
 [ -n "$EVAL_SETS" ] && arguments+=(--preprocessed_validation_datasets $EVAL_SETS)
 
-if [ "$NUM_GPUS" = 0 ]; then
-    launch=(python train.py --use_cpu)
-elif [ "$NUM_NODES" = 1 ]; then
-    launch=(torchrun --standalone --nproc_per_node "$NUM_GPUS" train.py --bf16)
-else
-    launch=(torchrun --nnodes "$NUM_NODES" --nproc_per_node "$NUM_GPUS" --rdzv-backend c10d --rdzv-endpoint "$NODE:5546"
-        train.py --bf16)
-fi
-
 echo "Run $name -> $OUT"
-"${launch[@]}" "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"
+run_train_py "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"

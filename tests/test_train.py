@@ -371,7 +371,7 @@ def test_run_train_refuses(variables, message, tmp_path):
     """Before anything runs: `python` does nothing here."""
     (tmp_path / "python").write_text("#!/bin/sh\n")
     (tmp_path / "python").chmod(0o755)
-    out, path = tmp_path / "out", f"{tmp_path}:{os.environ['PATH']}"
+    out, path = tmp_path / "out", f"{tmp_path}:{environment()['PATH']}"
     done = run_command("bash", "run/train.sh", BASE="tiny", OUT=str(out), PATH=path, **variables)
     assert done.returncode == 1
     assert re.fullmatch(f"train.sh: error: .*{message}.*\n", done.stderr)
