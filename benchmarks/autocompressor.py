@@ -25,7 +25,7 @@ from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
 
 
 SIZES = {
-    "small": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 8192},
+    "small": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 50272},
     "1b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "vocab_size": 50272},
 }
 FAMILIES = {
