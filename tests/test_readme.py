@@ -1,0 +1,94 @@
+"""What the README names is there: scripts, flags, variables, sub-commands, Python names."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+import auto_compressor
+from args import DataTrainingArguments, ModelArguments, TrainingArguments
+from auto_compressor.cli import main as command
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_scripts_exist():
+    scripts = set(re.findall(r"(?:run|benchmarks|tests)/\w+\.(?:sh|py)", README))
+    assert {
+        "run/setup.sh",
+        "run/quickstart.sh",
+        "run/test.sh",
+        "run/train.sh",
+        "benchmarks/autocompressor.py",
+    } <= scripts
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_flags_exist():
+    parsers = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments))
+    known = set(parsers._option_string_actions)
+    sources = [path.read_text() for path in (ROOT / "auto_compressor" / "cli").glob("*.py")]
+    sources.append((ROOT / "benchmarks" / "autocompressor.py").read_text())
+    known |= set(re.findall(r'"(--[\w-]+)"', "".join(sources)))
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
+
+
+def test_variables_of_train_sh_exist():
+    script = (ROOT / "run" / "train.sh").read_text()
+    rows = [line.split("|")[1] for line in README.splitlines() if re.match(r"\| `[A-Z]+", line)]
+    variables = re.findall(r"`([A-Z_]+)`", " ".join(rows))
+    assert len(variables) >= 18
+    assert all(re.search(rf"^{name}=\$\{{{name}", script, flags=re.MULTILINE) for name in variables)
+
+
+def test_sub_commands_exist():
+    named = set(re.findall(r"^auto-compressor (\w+)", README, flags=re.MULTILINE))
+    assert named == {module.NAME for module in command.COMMANDS}
+
+
+def test_python_blocks_are_valid():
+    for language, block in BLOCKS:
+        if language == "python":
+            ast.parse(block)
+    assert {"OPTAutoCompressorModel", "LlamaAutoCompressorModel"} <= set(auto_compressor.__all__)
+
+
+def test_shell_blocks_are_valid():
+    for language, block in BLOCKS:
+        if language == "bash":
+            assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
+
+
+def test_recipe_for_another_base():
+    """The class of the README, with its config, on a base that the package does not name."""
+    code = """
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import MistralConfig, MistralForCausalLM
+from auto_compressor.configuration_autocompressor import AutoCompressorConfigMixin
+from auto_compressor.modeling_autocompressor import AutoCompressorMixin
+
+@strict
+class MistralAutoCompressorConfig(AutoCompressorConfigMixin, MistralConfig):
+    model_type = "mistral_autocompressor"
+    base_model_type = "mistral"
+"""
+    code += next(block for language, block in BLOCKS if "MistralForCausalLM" in block)
+    code += """
+sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+config = MistralAutoCompressorConfig(**sizes, num_key_value_heads=2, sliding_window=None, summary_length=3)
+model = MistralAutoCompressorModel(config).eval()
+ids = torch.randint(3, 64, (1, 12))
+softprompt = model.compress(ids, segment_lengths=6)
+cached = model.generate(ids, softprompt=softprompt, max_new_tokens=4, do_sample=False)
+uncached = model.generate(ids, softprompt=softprompt, max_new_tokens=4, do_sample=False, use_cache=False)
+print(softprompt.shape[1], torch.equal(cached, uncached))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["6", "True"], done.stderr
