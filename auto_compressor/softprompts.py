@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PreTrainedModel
 
 
@@ -38,6 +38,7 @@ class Softprompt:
 
     @property
     def stored_bytes(self) -> int:
+        """Bytes of the vectors, in the dtype that they have here."""
         return self.vectors.numel() * self.vectors.element_size()
 
 
@@ -46,14 +47,35 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """
     SHA-256 over the shape and the first row of every parameter, by which two sets of weights are told apart.
 
-    Rows are rounded to bfloat16, so that a float32 and a bfloat16 load of one checkpoint agree. (A float32 checkpoint
-    loaded in float16 may round differently and be refused.)
+    It identifies the weights, not the name of the model; only first rows are read, so that it is cheap at 7B too.
+    Rows are rounded to bfloat16, so that a float32 and a bfloat16 load of one checkpoint agree. A float32 checkpoint
+    loaded in float16, or adapters merged in another dtype, may round differently and be refused; a training step too
+    small to show in bfloat16 in any first row is not seen.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         row = parameter.reshape(-1, parameter.shape[-1])[0].to(torch.bfloat16).cpu()
         digest.update(f"{name} {tuple(parameter.shape)}".encode() + row.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_saveable(softprompt: torch.Tensor, width: int, num_tokens: int):
+    if softprompt.ndim != 3 or softprompt.shape[2] != width or softprompt.numel() == 0:
+        raise ValueError(
+            f"`softprompt` must have the shape (batch_size, length, {width}), got {tuple(softprompt.shape)}."
+        )
+    if num_tokens < 1:
+        raise ValueError(f"`num_tokens` must be 1 or more, got {num_tokens}.")
+
+
+def _write_whole(path: Path, data: bytes):
+    """Writes a file beside `path` and renames it, so that `path` is never there in part."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: PreTrainedModel, num_tokens: int):
@@ -70,14 +92,7 @@ def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: Pr
         ValueError: if the softprompt is empty or of another shape, or `num_tokens` below 1.
         OSError: if the file cannot be written.
     """
-    width = model.get_input_embeddings().embedding_dim
-    if softprompt.ndim != 3 or softprompt.shape[2] != width or softprompt.numel() == 0:
-        raise ValueError(
-            f"`softprompt` must have the shape (batch_size, length, {width}), got {tuple(softprompt.shape)}."
-        )
-    if num_tokens < 1:
-        raise ValueError(f"`num_tokens` must be 1 or more, got {num_tokens}.")
-    path = Path(path)
+    _check_saveable(softprompt, model.get_input_embeddings().embedding_dim, num_tokens)
     metadata = {
         "format": FORMAT,
         "model_name": model.config.name_or_path,
@@ -85,15 +100,38 @@ def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: Pr
         "fingerprint": model_fingerprint(model),
         "num_tokens": str(num_tokens),
         "compression_ratio": f"{num_tokens / softprompt.shape[1]:.4g}",
+        "stored_bytes": str(softprompt.numel() * softprompt.element_size()),
     }
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    vectors = softprompt.detach().contiguous().cpu()
+    _write_whole(Path(path), save({"softprompt": vectors}, metadata))
+
+
+def _read(path: str | os.PathLike) -> tuple[torch.Tensor, dict[str, str]]:
+    """Returns vectors and metadata of a file; see `load_softprompt` for the errors."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
     try:
-        save_file({"softprompt": softprompt.detach().contiguous().cpu()}, part, metadata=metadata)
-        os.replace(part, path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise OSError(f"{path} holds no softprompt: its format is {metadata.get('format')!r}, not {FORMAT!r}.")
+            return file.get_tensor("softprompt"), metadata
     except SafetensorError as error:
-        raise OSError(f"Cannot write {path}: {error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise OSError(f"{path} is damaged: {error}") from error
+
+
+def _check_model(path: str | os.PathLike, vectors: torch.Tensor, metadata: dict[str, str], model: PreTrainedModel):
+    origin = f"The softprompt {path} was made by {metadata['model_name']!r} ({metadata['model_type']})"
+    width = model.get_input_embeddings().embedding_dim
+    if vectors.shape[-1] != width:
+        raise ValueError(
+            f"{origin} and has the width {vectors.shape[-1]}; {model.config.name_or_path!r} takes {width}."
+        )
+    if metadata["fingerprint"] != model_fingerprint(model):
+        raise ValueError(
+            f"{origin}, with other weights than those of {model.config.name_or_path!r}; vectors fit only the weights"
+            " that made them."
+        )
 
 
 def load_softprompt(path: str | os.PathLike, model: PreTrainedModel | None = None) -> Softprompt:
@@ -102,24 +140,11 @@ def load_softprompt(path: str | os.PathLike, model: PreTrainedModel | None = Non
 
     Raises:
         OSError: if the file is missing, damaged or of another kind.
-        ValueError: if the vectors were made by other weights than those of `model`.
+        ValueError: if the vectors have another width than those of `model`, or were made by other weights.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise OSError(f"{path} holds no softprompt: its format is {metadata.get('format')!r}, not {FORMAT!r}.")
-            vectors = file.get_tensor("softprompt")
-    except SafetensorError as error:
-        raise OSError(f"{path} is damaged: {error}") from error
+    vectors, metadata = _read(path)
     if model is not None:
-        if metadata["fingerprint"] != model_fingerprint(model):
-            raise ValueError(
-                f"The softprompt {path} was made by {metadata['model_name']!r} ({metadata['model_type']}), with other"
-                f" weights than those of {model.config.name_or_path!r}; vectors fit only the weights that made them."
-            )
+        _check_model(path, vectors, metadata, model)
         vectors = vectors.to(model.device, model.get_input_embeddings().weight.dtype)
     return Softprompt(vectors, int(metadata["num_tokens"]), metadata["model_name"], metadata["fingerprint"])
 

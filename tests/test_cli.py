@@ -8,7 +8,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
+from auto_compressor import (
+    LlamaAutoCompressorConfig,
+    LlamaAutoCompressorModel,
+    OPTAutoCompressorConfig,
+    OPTAutoCompressorModel,
+)
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.cli.main import main
 from auto_compressor.evaluation.context import compare_contexts
@@ -49,6 +54,25 @@ def model(folder):
 def ids():
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     return lambda text: tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+
+
+@pytest.fixture(scope="module")
+def opt_folder(tmp_path_factory):
+    """A saved OPT of 16 positions, and its tokenizer."""
+    config = OPTAutoCompressorConfig(
+        vocab_size=2048,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        summary_length=3,
+    )
+    path = tmp_path_factory.mktemp("opt")
+    OPTAutoCompressorModel(config).save_pretrained(path)
+    AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER).save_pretrained(path)
+    return path
 
 
 @pytest.fixture
@@ -142,11 +166,15 @@ BAD_INPUT = {
         ["summarize", "{tmp}/text.txt", "-o", "{tmp}/o.safetensors", "--segment-length", "0"],
         "`segment_lengths` must be positive",
     ),
+    "output is a folder": (["summarize", "{tmp}/text.txt", "-o", "{tmp}"], "must be a file"),
+    "no such device": (["generate", "--prompt", "a", "--device", "toaster"], "--device toaster cannot be used"),
     "no softprompt": (["generate", "--prompt", "a", "--softprompt", "{tmp}/none.safetensors"], "There is no file"),
     "foreign softprompt": (["generate", "--prompt", "a", "--softprompt", "{tmp}/text.txt"], "is damaged"),
     "empty prompt": (["generate", "--prompt", ""], "--prompt must not be empty"),
     "new tokens": (["generate", "--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
     "temperature": (["generate", "--prompt", "a", "--temperature", "-1"], "--temperature must be 0 or more"),
+    "temperature nan": (["generate", "--prompt", "a", "--temperature", "nan"], "--temperature must be 0 or more"),
+    "top-p": (["generate", "--prompt", "a", "--temperature", "1", "--top-p", "0"], "--top-p must be above 0"),
     "short text": (["perplexity", "--segment-lengths", "500", "500", "--text", "{tmp}/text.txt"], "2 sequences"),
     "one segment": (["perplexity", "--segment-lengths", "20"], "two or more segments"),
     "batch size": (["perplexity", "--segment-lengths", "8", "8", "--batch-size", "1"], "--batch-size must be 2"),
@@ -159,8 +187,39 @@ def test_bad_input(folder, text_file, tmp_path, capsys, arguments, message):
     (tmp_path / "latin.txt").write_bytes("Caf\xe9".encode("latin-1"))
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     assert main([*arguments, "--model", str(folder)]) == 1
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in one_line(capsys.readouterr())
     assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_a_segment_of_more_than_the_positions(opt_folder, text_file, tmp_path, capsys):
+    arguments = ["summarize", str(text_file), "-o", str(tmp_path / "o.safetensors"), "--model", str(opt_folder)]
+    assert main([*arguments, "--segment-length", "17"]) == 1
+    assert "can hold `max_position_embeddings` = 16" in one_line(capsys.readouterr())
+    assert main(arguments) == 0
+
+
+def test_a_softprompt_of_another_model(folder, opt_folder, text_file, tmp_path, capsys):
+    output = str(tmp_path / "o.safetensors")
+    main(["summarize", str(text_file), "-o", output, "--model", str(folder)])
+    assert main(["generate", "--prompt", "a", "--softprompt", output, "--model", str(opt_folder)]) == 1
+    assert "other weights" in one_line(capsys.readouterr())
+
+
+def test_a_model_without_tokenizer(tmp_path, opt_folder, capsys):
+    OPTAutoCompressorModel.from_pretrained(opt_folder).save_pretrained(tmp_path)
+    capsys.readouterr()
+    assert main(["generate", "--prompt", "a", "--model", str(tmp_path)]) == 1
+    assert f"Cannot load the tokenizer of '{tmp_path}'" in one_line(capsys.readouterr())
+
+
+def test_interruption(folder, text_file, tmp_path, monkeypatch):
+    def interrupted(model, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LlamaAutoCompressorModel, "compress", interrupted)
+    output = tmp_path / "o.safetensors"
+    assert main(["summarize", str(text_file), "-o", str(output), "--model", str(folder)]) == 130
+    assert not output.exists()
 
 
 def test_unreachable_model(capsys):
@@ -173,3 +232,22 @@ def test_installed_command_lists_the_sub_commands():
     command = [sys.executable, "-m", "auto_compressor.cli.main", "--help"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert all(name in output for name in ("summarize", "generate", "perplexity"))
+
+
+COMMANDS_ALONE = """
+import sys
+import types
+
+package = types.ModuleType("auto_compressor")
+package.__path__ = sys.argv[1:]
+sys.modules["auto_compressor"] = package
+import auto_compressor.cli.main
+
+assert not {"torch", "transformers", "rich"} & set(sys.modules)
+"""
+
+
+def test_commands_import_nothing_large():
+    """The face of the package, which `auto_compressor.cli` cannot go around, is left out."""
+    package = BUNDLED_TOKENIZER.parents[1]
+    subprocess.run([sys.executable, "-c", COMMANDS_ALONE, str(package)], check=True)

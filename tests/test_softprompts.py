@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,15 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
-from auto_compressor import softprompts as softprompts_module
 from auto_compressor.softprompts import load_softprompt, model_fingerprint, save_softprompt
 
 
-@pytest.fixture
-def model():
+def tiny_model(hidden_size=32):
     config = LlamaAutoCompressorConfig(
         vocab_size=64,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -25,6 +24,11 @@ def model():
         summary_length=3,
     )
     return LlamaAutoCompressorModel(config).eval()
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
 
 
 @pytest.fixture
@@ -44,7 +48,8 @@ def test_round_trip(model, saved):
     assert loaded.compression_ratio == 40 / 6
     assert loaded.stored_bytes == 6 * 32 * 4
     with safe_open(path, framework="pt") as file:
-        assert file.metadata()["compression_ratio"] == "6.667"
+        metadata = file.metadata()
+    assert (metadata["compression_ratio"], metadata["stored_bytes"]) == ("6.667", "768")
     assert torch.equal(load_softprompt(path).vectors, softprompt)
 
 
@@ -59,6 +64,25 @@ def test_vectors_take_the_dtype_of_the_model(model, saved):
     assert load_softprompt(saved[0], model.to(torch.bfloat16)).vectors.dtype == torch.bfloat16
 
 
+def test_a_file_can_be_read_by_whom_the_umask_lets(saved):
+    saved[0].with_name("plain").touch()
+    assert saved[0].stat().st_mode == saved[0].with_name("plain").stat().st_mode
+
+
+def test_another_width_is_refused(saved):
+    with pytest.raises(ValueError, match="has the width 32; .* takes 64"):
+        load_softprompt(saved[0], tiny_model(hidden_size=64))
+
+
+def test_a_training_step_changes_the_fingerprint(model):
+    before = model_fingerprint(model)
+    optimizer = torch.optim.SGD([model.embed_summary.weight], lr=0.1)
+    input_ids = torch.randint(3, 64, (1, 40))
+    model(input_ids, segment_lengths=20, labels=input_ids).loss.backward()
+    optimizer.step()
+    assert model_fingerprint(model) != before
+
+
 @pytest.mark.parametrize("name", ["embed_summary.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
 def test_other_weights_are_refused(model, saved, name):
     with torch.no_grad():
@@ -67,16 +91,25 @@ def test_other_weights_are_refused(model, saved, name):
         load_softprompt(saved[0], model)
 
 
-def test_a_failed_write_leaves_the_old_file(model, saved, monkeypatch):
+def full_disk(path, data):
+    with open(path, "wb") as file:
+        file.write(data[:4])
+    raise OSError(28, "No space left on device")
+
+
+def forbidden(source, target):
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "failure", "message"),
+    [(Path, "write_bytes", full_disk, "No space"), (os, "replace", forbidden, "Permission denied")],
+)
+def test_a_failed_write_leaves_the_old_file(model, saved, monkeypatch, target, name, failure, message):
     path, softprompt = saved
     before = path.read_bytes()
-
-    def full_disk(tensors, part, metadata):
-        part.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(softprompts_module, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(target, name, failure)
+    with pytest.raises(OSError, match=message):
         save_softprompt(path, 2 * softprompt, model, num_tokens=40)
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]

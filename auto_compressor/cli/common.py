@@ -13,22 +13,49 @@ def add_model_arguments(parser: argparse.ArgumentParser):
     )
 
 
+def resolve_device(name: str | None):
+    """
+    Returns the device of `--device`; without a name, cuda where there is one, else cpu.
+
+    Raises:
+        ValueError: if this machine has no such device.
+    """
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def load_tokenizer(name: str):
+    """Returns the tokenizer that lies beside a model; an `OSError` names the model where there is none."""
+    from transformers import AutoTokenizer
+
+    from ..bases import resolve_base
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve_base(name))
+    except (OSError, ValueError) as error:
+        raise OSError(f"Cannot load the tokenizer of {name!r}: {error}") from error
+
+
 def load_model(args: argparse.Namespace):
     """Returns model and tokenizer of `--model`, ready for inference, without the chatter of loading."""
     import torch
     from huggingface_hub.utils import logging as hub_logging
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    from ..bases import load_autocompressor, resolve_base
+    from ..bases import load_autocompressor
 
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    device = resolve_device(args.device)
     dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     model = load_autocompressor(args.model, dtype=dtype).eval()
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device), AutoTokenizer.from_pretrained(resolve_base(args.model))
+    return model.to(device), load_tokenizer(args.model)
 
 
 def read_text(path: str) -> str:
@@ -55,9 +82,9 @@ def token_ids(tokenizer, text: str, device):
 
 
 def progress_bar():
-    """A progress bar on standard error, with the time that is left."""
+    """A progress bar on standard error, with the time that is left; it goes away at the end, and before an error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), transient=True)

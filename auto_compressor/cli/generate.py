@@ -20,8 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def sampling_options(args: argparse.Namespace) -> dict:
-    if args.temperature < 0:
-        raise ValueError(f"--temperature must be 0 or more, got {args.temperature}.")
+    if not 0 <= args.temperature < float("inf"):
+        raise ValueError(f"--temperature must be 0 or more, and finite, got {args.temperature}.")
+    if not 0 < args.top_p <= 1:
+        raise ValueError(f"--top-p must be above 0 and at most 1, got {args.top_p}.")
     if args.temperature == 0:
         return {"do_sample": False}
     return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}

@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (OSError, ValueError) as error:
-        print(f"auto-compressor: error: {error}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        print(f"auto-compressor: error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

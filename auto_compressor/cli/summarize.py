@@ -20,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser):
     add_model_arguments(parser)
 
 
+def check_output(path: Path):
+    """Raises an `OSError` for a file that could not be written, before the work is done."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"--output {path} must be a file, it is a folder.")
+
+
 def compress_with_progress(model, input_ids, segment_length: int | None):
     """Returns `model.compress(input_ids)`, segment by segment under a progress bar."""
     from ..segments import resolve_segment_lengths
@@ -53,8 +61,7 @@ def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seco
 def run(args: argparse.Namespace):
     from ..softprompts import save_softprompt
 
-    if not args.output.parent.is_dir():
-        raise FileNotFoundError(f"--output {args.output}: there is no folder {args.output.parent}.")
+    check_output(args.output)
     text = read_text(args.file)
     model, tokenizer = load_model(args)
     input_ids = token_ids(tokenizer, text, model.device)
