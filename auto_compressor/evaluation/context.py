@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+from ..losses import summed_cross_entropy
 
 
 @dataclass
@@ -38,7 +39,7 @@ class ContextResult:
     def add(self, logits: torch.Tensor, targets: torch.LongTensor, positions: int):
         """Counts a batch: `logits` `(batch, length, vocab_size)` for `targets` `(batch, length)`."""
         self.positions = positions
-        self.nll += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").item()
+        self.nll += summed_cross_entropy(logits, targets).item()
         self.correct += (logits.argmax(dim=-1) == targets).sum().item()
         self.tokens += targets.numel()
 
