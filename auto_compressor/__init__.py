@@ -2,27 +2,57 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .configuration_autocompressor import LlamaAutoCompressorConfig, OPTAutoCompressorConfig
+from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
+from .configuration_autocompressor import (
+    GemmaAutoCompressorConfig,
+    LlamaAutoCompressorConfig,
+    MistralAutoCompressorConfig,
+    OPTAutoCompressorConfig,
+    Qwen2AutoCompressorConfig,
+    Qwen3AutoCompressorConfig,
+)
 from .modeling_autocompressor import (
+    AutoCompressorMixin,
     AutoCompressorModel,
-    AutoCompressorOutput,
+    GemmaAutoCompressorModel,
     LlamaAutoCompressorModel,
+    MistralAutoCompressorModel,
     OPTAutoCompressorModel,
+    Qwen2AutoCompressorModel,
+    Qwen3AutoCompressorModel,
 )
 from .softprompt_cache import SoftpromptCache
 
 
 AutoConfig.register("opt_autocompressor", OPTAutoCompressorConfig)
 AutoConfig.register("llama_autocompressor", LlamaAutoCompressorConfig)
+AutoConfig.register("mistral_autocompressor", MistralAutoCompressorConfig)
+AutoConfig.register("qwen2_autocompressor", Qwen2AutoCompressorConfig)
+AutoConfig.register("qwen3_autocompressor", Qwen3AutoCompressorConfig)
+AutoConfig.register("gemma_autocompressor", GemmaAutoCompressorConfig)
 AutoModelForCausalLM.register(OPTAutoCompressorConfig, OPTAutoCompressorModel)
 AutoModelForCausalLM.register(LlamaAutoCompressorConfig, LlamaAutoCompressorModel)
+AutoModelForCausalLM.register(MistralAutoCompressorConfig, MistralAutoCompressorModel)
+AutoModelForCausalLM.register(Qwen2AutoCompressorConfig, Qwen2AutoCompressorModel)
+AutoModelForCausalLM.register(Qwen3AutoCompressorConfig, Qwen3AutoCompressorModel)
+AutoModelForCausalLM.register(GemmaAutoCompressorConfig, GemmaAutoCompressorModel)
 
 __all__ = [
+    "AutoCompressorMixin",
     "AutoCompressorModel",
     "AutoCompressorOutput",
+    "GemmaAutoCompressorConfig",
+    "GemmaAutoCompressorModel",
     "LlamaAutoCompressorConfig",
     "LlamaAutoCompressorModel",
+    "MistralAutoCompressorConfig",
+    "MistralAutoCompressorModel",
     "OPTAutoCompressorConfig",
     "OPTAutoCompressorModel",
+    "Qwen2AutoCompressorConfig",
+    "Qwen2AutoCompressorModel",
+    "Qwen3AutoCompressorConfig",
+    "Qwen3AutoCompressorModel",
+    "SegmentSummary",
     "SoftpromptCache",
 ]

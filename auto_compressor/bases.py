@@ -9,12 +9,26 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
 
-from .modeling_autocompressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
+from .modeling_autocompressor import (
+    GemmaAutoCompressorModel,
+    LlamaAutoCompressorModel,
+    MistralAutoCompressorModel,
+    OPTAutoCompressorModel,
+    Qwen2AutoCompressorModel,
+    Qwen3AutoCompressorModel,
+)
 
 
 AUTOCOMPRESSORS = {
     name: model_class
-    for model_class in (OPTAutoCompressorModel, LlamaAutoCompressorModel)
+    for model_class in (
+        OPTAutoCompressorModel,
+        LlamaAutoCompressorModel,
+        MistralAutoCompressorModel,
+        Qwen2AutoCompressorModel,
+        Qwen3AutoCompressorModel,
+        GemmaAutoCompressorModel,
+    )
     for name in (model_class.config_class.base_model_type, model_class.config_class.model_type)
 }
 

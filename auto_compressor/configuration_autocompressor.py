@@ -1,10 +1,11 @@
 """Configurations of the AutoCompressors: those of the base models and a few fields more."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import LlamaConfig, OPTConfig
+from transformers import GemmaConfig, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config, Qwen3Config
 
 
 @dataclass(kw_only=True, repr=False)
@@ -14,25 +15,84 @@ class AutoCompressorConfigMixin:
 
     Args:
         summary_length (`int`, defaults to 50):
-            Summary vectors per compressed segment. 0 makes a plain language model.
+            Summary vectors per compressed segment, where their number is fixed. 0 makes a plain language model.
         accumulate_summary (`bool`, defaults to `True`):
             Whether a segment sees the summary vectors of all earlier segments, or of the last one only (the
             Recurrent Memory Transformer). May be changed after loading.
         segment_gradient_checkpointing (`bool`, defaults to `False`):
             Whether training recomputes every segment but the last in the backward pass.
+        sum_token_id, eoc_token_id (`int`, *optional*):
+            The control tokens `<sum>` and `<eoc>`. With both, and `compression_max_len` above 0, the number of summary
+            vectors is variable: a segment that ends with `<sum>` is compressed until the model predicts `<eoc>`.
+        compression_max_len (`int`, defaults to 8):
+            Most summary vectors of a segment, where their number is variable.
+        compression_lambda (`float`, defaults to 0.0):
+            Weight of the length penalty in the loss.
+        compression_alpha (`float`, defaults to 1.0):
+            What a vector of the softprompt counts beside a token of text in the denominator of the length penalty.
+        truncate_bptt_segments (`int`, defaults to 1):
+            Segments through which variable-length summary vectors keep their gradient; older ones are detached.
+        compress_stop_threshold (`float`, *optional*):
+            At inference a segment gets no further vector once the probability of `<eoc>` is above this. By default
+            once `<eoc>` is more probable than not.
     """
 
     base_model_type: ClassVar[str]
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "softprompt", "softprompt_attention_mask"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "softprompt",
+        "softprompt_attention_mask",
+        "summaries",
+        "length_penalty",
+    ]
 
     summary_length: int = 50
     accumulate_summary: bool = True
     segment_gradient_checkpointing: bool = False
+    sum_token_id: int | None = None
+    eoc_token_id: int | None = None
+    compression_max_len: int = 8
+    compression_lambda: float | int = 0.0
+    compression_alpha: float | int = 1.0
+    truncate_bptt_segments: int = 1
+    compress_stop_threshold: float | int | None = None
+
+    @property
+    def variable_length(self) -> bool:
+        """Whether the model decides how many summary vectors a segment gets."""
+        return self.sum_token_id is not None and self.compression_max_len > 0
 
     def __post_init__(self, **kwargs):
-        if self.summary_length < 0:
-            raise ValueError(f"`summary_length` must be 0 or more, got {self.summary_length}.")
+        lowest = {
+            "summary_length": 0,
+            "compression_max_len": 0,
+            "compression_lambda": 0,
+            "compression_alpha": 0,
+            "truncate_bptt_segments": 1,
+        }
+        for name, value in lowest.items():
+            if not value <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be {value} or more, and finite, got {getattr(self, name)}.")
+        self._check_control_tokens()
+        threshold = self.compress_stop_threshold
+        if threshold is not None and not 0 < threshold <= 1:
+            raise ValueError(f"`compress_stop_threshold` must be above 0 and at most 1, got {threshold}.")
         super().__post_init__(**kwargs)
+
+    def _check_control_tokens(self):
+        if self.summary_length == 0 and self.compression_max_len == 0:
+            raise ValueError(
+                "One of `summary_length` and `compression_max_len` must be above 0, got 0 for both. (A plain language"
+                " model has `summary_length` 0 and no control tokens.)"
+            )
+        ids = (self.sum_token_id, self.eoc_token_id)
+        if ids == (None, None):
+            return
+        if None in ids or min(ids) < 0 or ids[0] == ids[1]:
+            raise ValueError(
+                "`sum_token_id` and `eoc_token_id` must be two different tokens, both given or neither,"
+                f" got {ids[0]} and {ids[1]}."
+            )
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,4 +127,44 @@ class LlamaAutoCompressorConfig(AutoCompressorConfigMixin, LlamaConfig):
     base_model_type = "llama"
 
 
-__all__ = ["AutoCompressorConfigMixin", "LlamaAutoCompressorConfig", "OPTAutoCompressorConfig"]
+@strict
+class MistralAutoCompressorConfig(AutoCompressorConfigMixin, MistralConfig):
+    """Configuration of a [`MistralAutoCompressorModel`]: [`MistralConfig`] and [`AutoCompressorConfigMixin`]."""
+
+    model_type = "mistral_autocompressor"
+    base_model_type = "mistral"
+
+
+@strict
+class Qwen2AutoCompressorConfig(AutoCompressorConfigMixin, Qwen2Config):
+    """Configuration of a [`Qwen2AutoCompressorModel`]: [`Qwen2Config`] and [`AutoCompressorConfigMixin`]."""
+
+    model_type = "qwen2_autocompressor"
+    base_model_type = "qwen2"
+
+
+@strict
+class Qwen3AutoCompressorConfig(AutoCompressorConfigMixin, Qwen3Config):
+    """Configuration of a [`Qwen3AutoCompressorModel`]: [`Qwen3Config`] and [`AutoCompressorConfigMixin`]."""
+
+    model_type = "qwen3_autocompressor"
+    base_model_type = "qwen3"
+
+
+@strict
+class GemmaAutoCompressorConfig(AutoCompressorConfigMixin, GemmaConfig):
+    """Configuration of a [`GemmaAutoCompressorModel`]: [`GemmaConfig`] and [`AutoCompressorConfigMixin`]."""
+
+    model_type = "gemma_autocompressor"
+    base_model_type = "gemma"
+
+
+__all__ = [
+    "AutoCompressorConfigMixin",
+    "GemmaAutoCompressorConfig",
+    "LlamaAutoCompressorConfig",
+    "MistralAutoCompressorConfig",
+    "OPTAutoCompressorConfig",
+    "Qwen2AutoCompressorConfig",
+    "Qwen3AutoCompressorConfig",
+]

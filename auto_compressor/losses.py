@@ -11,9 +11,18 @@ from torch.utils.checkpoint import checkpoint
 MAX_LOGITS_IN_MEMORY = 2**25
 
 
-def shift_labels_left(labels: torch.LongTensor) -> torch.LongTensor:
-    """Returns the target of every position, the label after it, -100 at the end: `(batch, length)` in and out."""
-    return F.pad(labels[:, 1:], (0, 1), value=-100)
+def shift_labels_left(labels: torch.LongTensor, skipped: torch.BoolTensor | None = None) -> torch.LongTensor:
+    """
+    Returns the target of every position, the label after it, -100 at the end: `(batch, length)` in and out.
+
+    Tokens where `skipped` `(batch, length)` is true, which stand alone between others, are no targets and have none:
+    the token in front of one predicts the token behind it.
+    """
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+    if skipped is None:
+        return targets
+    targets = torch.where(F.pad(skipped[:, 1:], (0, 1)), shift_labels_left(targets), targets)
+    return targets.masked_fill(skipped, -100)
 
 
 def summed_cross_entropy(logits: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:

@@ -18,20 +18,55 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, LlamaForCausalLM, OPTForCausalLM
+from transformers import (
+    Cache,
+    GemmaForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    OPTForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 from transformers import initialization as init
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .configuration_autocompressor import LlamaAutoCompressorConfig, OPTAutoCompressorConfig
+from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
+from .configuration_autocompressor import (
+    GemmaAutoCompressorConfig,
+    LlamaAutoCompressorConfig,
+    MistralAutoCompressorConfig,
+    OPTAutoCompressorConfig,
+    Qwen2AutoCompressorConfig,
+    Qwen3AutoCompressorConfig,
+)
+from .gating import gated_causal_mask, relative_lengths, survives
+from .generation_autocompressor import AutoCompressorGenerationMixin
+from .input_checks import (
+    check_attention_mask,
+    check_control_tokens,
+    check_gate,
+    check_layer_checkpointing,
+    check_position_ids,
+    check_segments,
+    check_softprompt,
+    check_targets,
+    check_text,
+    check_window,
+    drops_caches,
+    resolve_num_summary,
+)
 from .losses import chunked_cross_entropy, mean_over_targets, shift_labels_left, summed_cross_entropy
 from .segments import (
+    detach_first,
     equal_segment_lengths,
     join_attentions,
     join_hidden_states,
     mask_or_ones,
+    replace_rows,
     resolve_segment_lengths,
     split_optional,
 )
@@ -39,65 +74,49 @@ from .softprompt_cache import SoftpromptCache
 
 
 @dataclass
-class AutoCompressorOutput(ModelOutput):
-    r"""
-    Output of an AutoCompressor.
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` or `shift_labels` are given):
-            Mean cross-entropy of the next tokens, in nats, over the text of all segments.
-        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
-            Logits of the text tokens of all segments; `None` with `skip_logits=True`.
-        past_key_values (`SoftpromptCache`, *optional*, returned with `use_cache=True`):
-            Keys and values of the last segment, its softprompt included.
-        softprompt (`torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`):
-            Summary vectors after the last segment; `softprompt_length` is 0 if there are none.
-        softprompt_attention_mask (`torch.LongTensor` of shape `(batch_size, softprompt_length)`):
-            1 for the summary vectors that are attended to.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
-            One `(batch_size, sequence_length, hidden_size)` for the embeddings and one per layer, at the text tokens.
-        attentions (`tuple`, *optional*, returned with `output_attentions=True`):
-            Attention weights of every layer, as in transformers; for several segments, one such tuple each.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    softprompt: torch.FloatTensor | None = None
-    softprompt_attention_mask: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple | None = None
-
-
-@dataclass
 class SegmentOutput:
-    """What one segment gives: the hidden states of its text tokens, and the softprompt of the next segment."""
+    """
+    What one segment gives: the hidden states of its text tokens, and the softprompt of the next segment.
+
+    `relative_lengths` `(rows,)` is what the length penalty is the mean of, `None` without variable-length summaries.
+    """
 
     last_hidden_state: torch.Tensor
     softprompt: torch.Tensor
     softprompt_attention_mask: torch.Tensor | None
+    summary: SegmentSummary | None
+    relative_lengths: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None
     attentions: tuple[torch.Tensor, ...] | None
 
 
-class AutoCompressorMixin:
+class AutoCompressorMixin(AutoCompressorGenerationMixin):
     """
     Turns a decoder-only `...ForCausalLM` into an AutoCompressor: `class X(AutoCompressorMixin, XForCausalLM)`.
 
-    The base needs `self.model`, `self.lm_head` and `get_input_embeddings()`; the subclass calls
-    `setup_autocompressor()` at the end of its `__init__`.
+    The base needs `self.model`, `self.lm_head` and `get_input_embeddings()`.
 
     Attributes:
         summary_takes_positions (`bool`):
-            `True` where summary vectors stand in the row of positions like text (RoPE); `False` where they have the
-            position -1, outside of it (OPT).
+            `True` where summary embeddings stand in the row of positions like text (RoPE); `False` where they have
+            the position -1, outside of it (OPT).
     """
 
     summary_takes_positions: bool = True
 
+    def __init__(self, config):
+        super().__init__(config)
+        self.setup_autocompressor()
+
     def setup_autocompressor(self):
+        """Adds the modules of an AutoCompressor to those of the base model."""
         config, embedding_dim = self.config, self.get_input_embeddings().embedding_dim
-        self.embed_summary = nn.Embedding(config.summary_length, embedding_dim) if config.summary_length > 0 else None
+        num_fixed = 0 if config.variable_length else config.summary_length
+        self.embed_summary = nn.Embedding(num_fixed, embedding_dim) if num_fixed > 0 else None
+        self.stop_head = nn.Linear(embedding_dim, 1) if config.variable_length else None
+        for name, module in self.model.named_modules():
+            if name.endswith("self_attn"):
+                module.register_forward_pre_hook(drop_position_ids, with_kwargs=True)
         # By this name the Trainer counts the targets of a batch.
         self.loss_type = "ForCausalLM"
         self.post_init()
@@ -137,63 +156,90 @@ class AutoCompressorMixin:
         eos_token_id = self.config.eos_token_id
         if module is getattr(self, "embed_summary", None) and eos_token_id is not None:
             eos_token_id = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
-            eos_embedding = self.get_input_embeddings().weight[eos_token_id]
+            embeddings = self.get_input_embeddings()
+            # Gemma's embeddings are scaled after the look-up.
+            eos_embedding = embeddings.weight[eos_token_id] * getattr(embeddings, "scalar_embed_scale", 1.0)
             init.copy_(module.weight, eos_embedding.expand_as(module.weight))
+        elif module is getattr(self, "stop_head", None):
+            # A new model stops after each vector with the probability 1 / (compression_max_len + 1).
+            init.constant_(module.bias, -math.log(self.config.compression_max_len))
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int):
+        """States the longest segment; rotary positions need no table."""
+        self.config.max_position_embeddings = new_num_position_embeddings
+
+    @property
+    def softprompt_takes_positions(self) -> bool:
+        """
+        Whether the vectors of a softprompt stand in the row of positions, in front of the text.
+
+        Those of a variable-length summary share the position -1: one whose survival goes to 0 would else move the
+        others, and be missed.
+        """
+        return self.summary_takes_positions and not self.config.variable_length
 
     @property
     def max_segment_length(self) -> int | None:
-        """Most text tokens that one segment can hold; `None` if there is no limit."""
+        """Most text tokens that one segment can hold, `<sum>` included; `None` if there is no limit."""
         return None if self.summary_takes_positions else self.config.max_position_embeddings
 
     def default_segment_lengths(self, length: int) -> list[int]:
         """The fewest equal segments that fit the positions; where summary vectors take some, half are left to them."""
-        return equal_segment_lengths(length, self.max_segment_length or self.config.max_position_embeddings // 2)
+        most = self.max_segment_length or self.config.max_position_embeddings // 2
+        return equal_segment_lengths(length, most - self.config.variable_length)
 
     def _segment_positions(
         self,
-        softprompt_mask: torch.LongTensor,
+        softprompt_mask: torch.Tensor,
         text_mask: torch.LongTensor,
         position_ids: torch.LongTensor | None,
         num_summary: int,
     ) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
         """
-        Positions of softprompt, text and summary embeddings, as the base model counts them.
+        Positions of softprompt, text and summary, as the base model counts them.
 
         Args:
             softprompt_mask (`(rows, softprompt_length)`): 1 for the summary vectors that are attended to.
             text_mask (`(rows, text_length)`): 1 for the text tokens of the segment, the cached ones included.
             position_ids (`(rows, length)`, *optional*): Positions of text tokens, if not those that the mask gives.
-            num_summary (`int`): Summary embeddings after the text.
+            num_summary (`int`): Summary embeddings, or steps of `compress_context`, after the text.
         """
         text_positions = text_mask.cumsum(dim=1) * text_mask - 1 if position_ids is None else position_ids
+        if self.softprompt_takes_positions:
+            text_positions = text_positions + softprompt_mask.long().sum(dim=1, keepdim=True)
+            softprompt_positions = (softprompt_mask.long().cumsum(dim=1) - 1).expand(text_positions.shape[0], -1)
+        else:
+            softprompt_positions = text_positions.new_full((text_positions.shape[0], softprompt_mask.shape[1]), -1)
         if not self.summary_takes_positions:
-            outside = text_positions.new_full((text_positions.shape[0], 1), -1)
-            return outside.expand(-1, softprompt_mask.shape[1]), text_positions, outside.expand(-1, num_summary)
-        text_start = softprompt_mask.sum(dim=1, keepdim=True)
-        text_end = text_start + text_positions.amax(dim=1, keepdim=True) + 1
-        rows = text_end.shape[0]
-        return (
-            (softprompt_mask.cumsum(dim=1) - 1).expand(rows, -1),
-            text_start + text_positions,
-            text_end + torch.arange(num_summary, device=text_end.device),
-        )
+            outside = text_positions.new_full((text_positions.shape[0], num_summary), -1)
+            return softprompt_positions, text_positions, outside
+        text_end = text_positions.amax(dim=1, keepdim=True) + 1
+        return softprompt_positions, text_positions, text_end + torch.arange(num_summary, device=text_end.device)
 
-    def _summary_embeds(self, inputs_embeds: torch.Tensor, summarize: bool) -> torch.Tensor:
-        """The summary embeddings for every row, `(batch, summary_length or 0, embedding_dim)`."""
-        if not summarize or self.embed_summary is None:
+    def _summary_embeds(self, inputs_embeds: torch.Tensor, num_summary: int) -> torch.Tensor:
+        """The first summary embeddings for every row, `(batch, num_summary or 0, embedding_dim)`."""
+        if self.embed_summary is None:
             return inputs_embeds[:, :0]
-        summary_ids = torch.arange(self.config.summary_length, device=inputs_embeds.device)
+        summary_ids = torch.arange(num_summary, device=inputs_embeds.device)
         return self.embed_summary(summary_ids).to(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1)
+
+    def _attention_mask(self, key_weights: torch.Tensor, num_queries: int, dtype: torch.dtype) -> torch.Tensor:
+        """A mask for the base model: of 0 and 1 as they are, `(rows, keys)`, of weights as a bias on the scores."""
+        if not key_weights.is_floating_point():
+            return key_weights
+        check_gate(self.config._attn_implementation)
+        return gated_causal_mask(key_weights, num_queries, dtype)
 
     def _forward_segment(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.LongTensor | None,
         position_ids: torch.LongTensor | None,
+        is_sum: torch.BoolTensor | None,
         softprompt: torch.Tensor,
-        softprompt_attention_mask: torch.LongTensor | None,
+        softprompt_attention_mask: torch.Tensor | None,
         has_text: torch.LongTensor | None,
-        summarize: bool,
+        num_summary: int,
         cache: SoftpromptCache | None,
         **kwargs,
     ) -> SegmentOutput:
@@ -202,72 +248,137 @@ class AutoCompressorMixin:
 
         A cache that holds keys holds the softprompt and the beginning of the segment's text; `attention_mask`
         `(batch, cached_length + length)` covers that text and the new one. `has_text` `(batch, 1)` is 0 for rows of
-        padding alone up to here, whose summary vectors nobody may see; `None` if there are none.
+        padding alone up to here, whose summary vectors nobody may see; `None` if there are none. `is_sum`
+        `(batch, length)` says where `<sum>` stands; with it, summary vectors are made by `compress_context`.
         """
-        length, device = inputs_embeds.shape[1], inputs_embeds.device
+        length, device, dtype = inputs_embeds.shape[1], inputs_embeds.device, inputs_embeds.dtype
+        variable_length = self.config.variable_length
         cached_length = 0 if cache is None else cache.text_length
         prefix = softprompt if cache is None or cache.is_empty else softprompt[:, :0]
-        summary = self._summary_embeds(inputs_embeds, summarize)
+        summary = self._summary_embeds(inputs_embeds, num_summary)
+        check_window(self.config, softprompt.shape[1] + cached_length + length + num_summary)
+        if variable_length and num_summary > 0 and cache is None:
+            cache = SoftpromptCache.from_cache(None, self.config)
 
         softprompt_mask = mask_or_ones(softprompt_attention_mask, softprompt.shape[1], device)
         text_mask = mask_or_ones(attention_mask, cached_length + length, device)
-        positions = self._segment_positions(softprompt_mask, text_mask, position_ids, summary.shape[1])
+        positions = self._segment_positions(softprompt_mask, text_mask, position_ids, num_summary)
         # The base model sees the positions of its new columns only.
-        new_positions = [positions[0][:, : prefix.shape[1]], positions[1][:, -length:], positions[2]]
-        full_mask = None
+        new_positions = [positions[0][:, : prefix.shape[1]], positions[1][:, -length:]]
+        masks = (softprompt_mask, text_mask, mask_or_ones(None, summary.shape[1], device))
+        key_weights = torch.cat([mask.expand(inputs_embeds.shape[0], -1) for mask in masks], dim=1)
+        embeds = torch.cat([prefix, inputs_embeds, summary], dim=1)
         # Causal attention needs no mask; but a cache hides the softprompt's length from the base model, and it takes
         # jumping positions for packed documents.
-        if any(given is not None for given in (attention_mask, position_ids, softprompt_attention_mask, cache)):
-            masks = (softprompt_mask, text_mask, mask_or_ones(None, summary.shape[1], device))
-            full_mask = torch.cat([mask.expand(inputs_embeds.shape[0], -1) for mask in masks], dim=1)
-
+        given = (attention_mask, position_ids, softprompt_attention_mask, cache)
+        is_plain = not variable_length and all(argument is None for argument in given)
         outputs = self.model(
-            inputs_embeds=torch.cat([prefix, inputs_embeds, summary], dim=1),
-            attention_mask=full_mask,
-            position_ids=torch.cat(new_positions, dim=1),
+            inputs_embeds=embeds,
+            attention_mask=None if is_plain else self._attention_mask(key_weights, embeds.shape[1], dtype),
+            position_ids=torch.cat([*new_positions, positions[2][:, : summary.shape[1]]], dim=1),
             past_key_values=cache,
             use_cache=cache is not None,
             **kwargs,
         )
-        if cache is not None and summary.shape[1] > 0:
-            cache.crop(-summary.shape[1])
-
         text = slice(prefix.shape[1], prefix.shape[1] + length)
-        new_softprompt = outputs.last_hidden_state[:, text.stop :].to(softprompt.dtype)
+        new, relative = None, None
+        if variable_length and num_summary > 0:
+            sum_state = outputs.last_hidden_state[:, text.stop - 1 : text.stop]
+            new = self.compress_context(sum_state, is_sum[:, -1:], cache, key_weights, positions[2])
+            num_tokens = text_mask.sum(dim=1) - is_sum.sum(dim=1)
+            relative = relative_lengths(new.weights, num_tokens, softprompt_mask, self.config.compression_alpha)
+        elif num_summary > 0:
+            weights = None if has_text is None else has_text.expand(-1, num_summary)
+            new = SegmentSummary(outputs.last_hidden_state[:, text.stop :].to(softprompt.dtype), weights)
+            if cache is not None:
+                cache.crop(-num_summary)
         return SegmentOutput(
             outputs.last_hidden_state[:, text],
-            *self._carry(softprompt, softprompt_attention_mask, new_softprompt, has_text),
+            *self._carry(softprompt, softprompt_attention_mask, new),
+            new,
+            relative,
             outputs.hidden_states and tuple(layer[:, text] for layer in outputs.hidden_states),
             outputs.attentions,
         )
 
-    def _carry(
+    def compress_context(
         self,
-        softprompt: torch.Tensor,
-        mask: torch.LongTensor | None,
-        new_softprompt: torch.Tensor,
-        has_text: torch.LongTensor | None,
-    ) -> tuple[torch.Tensor, torch.LongTensor | None]:
+        sum_state: torch.Tensor,
+        is_sum: torch.BoolTensor,
+        cache: SoftpromptCache,
+        key_weights: torch.Tensor,
+        positions: torch.LongTensor,
+    ) -> SegmentSummary:
+        """
+        Unrolls the summary vectors of a segment that was just read, each from the one before.
+
+        z_0 is the last hidden state at `<sum>`; step t reads z_{t-1} after the keys of the segment and gives vector
+        z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1, s_{t+1} = s_t (1 - p_t). In training
+        all steps are made and s_t is a weight; at inference a row ends with its first vector whose p_t is above
+        `compress_stop_threshold`, and the steps end when all rows have (which, as `generate`, waits for the device).
+
+        Args:
+            sum_state (`torch.Tensor` of shape `(rows, 1, embedding_dim)`): z_0.
+            is_sum (`torch.BoolTensor` of shape `(rows, 1)`): Rows that end with `<sum>`; others get no vectors.
+            cache (`SoftpromptCache`): Keys of softprompt and segment, `<sum>` included; as before after the call.
+            key_weights (`torch.Tensor` of shape `(rows, keys)`): The mask of these keys.
+            positions (`torch.LongTensor` of shape `(rows, steps)`): Position of every step; steps is the most vectors.
+
+        Returns:
+            [`SegmentSummary`] with as many columns as steps were made.
+        """
+        state, weight = sum_state, is_sum.long()
+        if self.training:
+            weight = weight.to(torch.promote_types(state.dtype, torch.float32))
+        threshold = self.config.compress_stop_threshold or 0.5
+        vectors, weights, stop_probs = [state[:, :0]], [weight[:, :0]], [weight[:, :0].float()]
+        for position in positions.split(1, dim=1):
+            if not self.training and not weight.any():
+                break
+            key_weights = F.pad(key_weights, (0, 1), value=1)
+            state = self.model(
+                inputs_embeds=state,
+                attention_mask=self._attention_mask(key_weights, 1, state.dtype),
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            goes_on = survives(self.stop_head(state)[:, 0])
+            vectors.append(state)
+            weights.append(weight)
+            stop_probs.append(1 - goes_on)
+            weight = weight * (goes_on if self.training else (1 - goes_on <= threshold))
+        cache.crop(1 - len(vectors))
+        vectors, weights, stop_probs = (torch.cat(parts, dim=1) for parts in (vectors, weights, stop_probs))
+        return SegmentSummary(vectors, weights, stop_probs)
+
+    def _carry(
+        self, softprompt: torch.Tensor, mask: torch.Tensor | None, new: SegmentSummary | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Softprompt and mask for the next segment: old and new vectors (section 3.2), or the new ones only (RMT)."""
-        (batch_size, num_new, _), device = new_softprompt.shape, new_softprompt.device
-        if num_new == 0:
+        if new is None or new.vectors.shape[1] == 0:
             return softprompt, mask
-        new_mask = None if has_text is None else has_text.expand(-1, num_new)
-        if not self.config.accumulate_summary:
-            return new_softprompt, new_mask
-        if mask is not None or new_mask is not None:
-            masks = (mask_or_ones(mask, softprompt.shape[1], device), mask_or_ones(new_mask, num_new, device))
-            mask = torch.cat([part.expand(batch_size, -1) for part in masks], dim=1)
-        return torch.cat([softprompt, new_softprompt], dim=1), mask
+        vectors, accumulates = new.vectors.to(softprompt.dtype), self.config.accumulate_summary
+        if not accumulates and not self.config.variable_length:
+            return vectors, new.weights
+        if mask is None and new.weights is None:
+            return torch.cat([softprompt, vectors], dim=1), None
+        both = ((mask, softprompt), (new.weights, vectors))
+        masks = [mask_or_ones(m, v.shape[1], v.device).expand(v.shape[0], -1) for m, v in both]
+        if not accumulates:
+            return replace_rows(softprompt, masks[0], vectors, masks[1])
+        return torch.cat([softprompt, vectors], dim=1), torch.cat(masks, dim=1)
 
     def _forward_segments(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.LongTensor | None,
         position_ids: torch.LongTensor | None,
+        is_sum: torch.BoolTensor | None,
         softprompt: torch.Tensor,
-        softprompt_attention_mask: torch.LongTensor | None,
+        softprompt_attention_mask: torch.Tensor | None,
         segment_lengths: list[int],
+        num_summary: int,
         output_softprompt: bool,
         cache: SoftpromptCache | None = None,
         **kwargs,
@@ -278,28 +389,37 @@ class AutoCompressorMixin:
             inputs_embeds.split(segment_lengths, dim=1),
             split_optional(attention_mask, segment_lengths),
             split_optional(position_ids, segment_lengths),
+            split_optional(is_sum, segment_lengths),
             strict=True,
         )
         # A continued segment has one piece, and cached columns in front of its mask.
         ends = list(accumulate(segment_lengths)) if last > 0 else [None]
         recompute = self.config.segment_gradient_checkpointing and self.training
+        widths = [softprompt.shape[1]]
         for index, piece in enumerate(pieces):
             forward_segment = self._forward_segment
             if recompute and index < last:
                 forward_segment = partial(checkpoint, self._forward_segment, use_reentrant=False)
             if index == last and cache is not None and cache.is_empty:
-                cache.begin(softprompt, softprompt_attention_mask, compressed_length=sum(segment_lengths[:last]))
+                # `<sum>` of the earlier segments is no text.
+                compressed_length = sum(segment_lengths[:last]) - last * self.config.variable_length
+                cache.begin(softprompt, softprompt_attention_mask, compressed_length)
             has_text = None if attention_mask is None else attention_mask[:, : ends[index]].amax(dim=1, keepdim=True)
             output = forward_segment(
                 *piece,
                 softprompt,
                 softprompt_attention_mask,
                 has_text,
-                summarize=output_softprompt or index < last,
+                num_summary=num_summary if output_softprompt or index < last else 0,
                 cache=cache if index == last else None,
                 **kwargs,
             )
             softprompt, softprompt_attention_mask = output.softprompt, output.softprompt_attention_mask
+            if self.config.variable_length and self.config.accumulate_summary and output.summary is not None:
+                widths.append(output.summary.vectors.shape[1])
+                num_old = sum(widths[: -self.config.truncate_bptt_segments])
+                softprompt = detach_first(softprompt, num_old)
+                softprompt_attention_mask = detach_first(softprompt_attention_mask, num_old)
             yield output
 
     @can_return_tuple
@@ -316,6 +436,7 @@ class AutoCompressorMixin:
         softprompt_attention_mask: torch.LongTensor | None = None,
         segment_lengths: int | list[int] | None = None,
         output_softprompt: bool = False,
+        max_summary_length: int | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -323,7 +444,9 @@ class AutoCompressorMixin:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Text tokens; exactly one of `input_ids` and `inputs_embeds` must be given.
+                Text tokens; exactly one of `input_ids` and `inputs_embeds` must be given. With variable-length
+                summaries, a segment is compressed in the rows where its last token is `<sum>` (see
+                [`~segments.append_sum_tokens`]); other rows keep the softprompt that they have.
             attention_mask (`torch.Tensor` of shape `(batch_size, seen_length + sequence_length)`, *optional*):
                 1 for text tokens, 0 for padding: over the text only, the cached text included, never the softprompt.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
@@ -338,13 +461,16 @@ class AutoCompressorMixin:
                 Whether to return keys and values of the last segment. Default: `config.use_cache`.
             softprompt (`torch.Tensor` of shape `(batch_size or 1, softprompt_length, embedding_dim)`, *optional*):
                 Summary vectors to start from; ignored where the cache holds one already.
-            softprompt_attention_mask (`torch.LongTensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
-                0 for vectors that a row must not see. Default: all are seen.
+            softprompt_attention_mask (`torch.Tensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
+                0 for vectors that a row must not see; floating point weights in [0, 1] bias the attention by their
+                logarithm. Default: all are seen.
             segment_lengths (`int` or `list[int]`, *optional*):
                 Tokens of each segment: a list that sums to `sequence_length`, or one length for all (the last segment
                 takes the rest). By default the text is one segment.
             output_softprompt (`bool`, defaults to `False`):
                 Whether to summarise the last segment as well.
+            max_summary_length (`int`, *optional*):
+                Fewest of this and what the config says is the most summary vectors that a segment gets.
             logits_to_keep (`int` or `torch.Tensor`, defaults to 0):
                 Compute the logits of the last tokens only (0: of all), or of these positions. The loss is over all.
             skip_logits (`bool`, defaults to `False`):
@@ -367,24 +493,29 @@ class AutoCompressorMixin:
         use_cache = self.config.use_cache if use_cache is None else use_cache
         shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
-        self._check_position_ids(position_ids, inputs_embeds)
+        check_position_ids(position_ids, inputs_embeds)
         cache = self._prepare_cache(past_key_values, use_cache)
         if cache is not None and not cache.is_empty:
             softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
-        softprompt, softprompt_attention_mask = self._check_softprompt(
-            softprompt, softprompt_attention_mask, inputs_embeds
-        )
-        lengths = self._check_segments(segment_lengths, inputs_embeds, cache)
-        attention_mask = self._check_attention_mask(attention_mask, inputs_embeds, cache)
+        softprompt, softprompt_attention_mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
+        lengths = resolve_segment_lengths(segment_lengths, inputs_embeds.shape[1])
+        seen, cached = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
+        check_segments(segment_lengths, lengths, cached, self.max_segment_length)
+        attention_mask = check_attention_mask(attention_mask, inputs_embeds, seen, cached)
+        is_sum = None
+        if self.config.variable_length and (output_softprompt or len(lengths) > 1):
+            is_sum = self._sum_mask(input_ids, attention_mask)
 
         segments = list(
             self._forward_segments(
                 inputs_embeds,
                 attention_mask,
                 position_ids,
+                is_sum,
                 softprompt,
                 softprompt_attention_mask,
                 lengths,
+                resolve_num_summary(max_summary_length, self.config),
                 output_softprompt,
                 cache,
                 **kwargs,
@@ -399,31 +530,64 @@ class AutoCompressorMixin:
         if not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(last_hidden_state[:, kept])
+        length_penalty = self._length_penalty(segments)
+        loss = None
+        if labels is not None or shift_labels is not None:
+            targets = self._targets(last_hidden_state, input_ids, labels, shift_labels)
+            loss = self._loss(last_hidden_state, logits, targets, length_penalty, num_items_in_batch)
         return AutoCompressorOutput(
-            loss=self._loss(last_hidden_state, logits, labels, shift_labels, num_items_in_batch),
+            loss=loss,
             logits=logits,
             past_key_values=cache,
             softprompt=softprompt,
             softprompt_attention_mask=softprompt_attention_mask,
+            summaries=tuple(segment.summary for segment in segments if segment.summary is not None),
+            length_penalty=length_penalty,
             hidden_states=join_hidden_states([segment.hidden_states for segment in segments]),
             attentions=join_attentions([segment.attentions for segment in segments]),
         )
 
-    def _loss(self, last_hidden_state, logits, labels, shift_labels, num_items_in_batch) -> torch.Tensor | None:
-        """Mean cross-entropy of the next tokens; from the logits where all of them are there, else in chunks."""
-        if labels is None and shift_labels is None:
+    def _sum_mask(
+        self, input_ids: torch.LongTensor | None, attention_mask: torch.LongTensor | None
+    ) -> torch.BoolTensor:
+        """Where `<sum>` stands, `(batch, length)`."""
+        check_control_tokens(self.config, input_ids, self.get_input_embeddings().num_embeddings)
+        check_layer_checkpointing(self)
+        is_sum = input_ids == self.config.sum_token_id
+        return is_sum if attention_mask is None else is_sum & attention_mask[:, -is_sum.shape[1] :].bool()
+
+    def _is_control(self, ids: torch.LongTensor) -> torch.BoolTensor:
+        return (ids == self.config.sum_token_id) | (ids == self.config.eoc_token_id)
+
+    def _targets(self, last_hidden_state, input_ids, labels, shift_labels) -> torch.LongTensor:
+        """The target of every position, `(batch, length)`; control tokens are none, and are passed over."""
+        check_targets(labels if shift_labels is None else shift_labels, last_hidden_state.shape[:2])
+        if not self.config.variable_length:
+            return shift_labels_left(labels) if shift_labels is None else shift_labels
+        if shift_labels is not None:
+            return shift_labels.masked_fill(self._is_control(shift_labels), -100)
+        control = self._is_control(labels)
+        return shift_labels_left(labels, control if input_ids is None else control | self._is_control(input_ids))
+
+    def _length_penalty(self, segments: list[SegmentOutput]) -> torch.Tensor | None:
+        """`compression_lambda` times the mean of E[L] / size over the rows and segments that were compressed."""
+        compressed = [segment for segment in segments if segment.relative_lengths is not None]
+        if not compressed:
             return None
-        targets = labels if shift_labels is None else shift_labels
-        if targets.shape != last_hidden_state.shape[:2]:
-            raise ValueError(
-                f"`labels` must have the shape of the text, {tuple(last_hidden_state.shape[:2])},"
-                f" got {tuple(targets.shape)}."
-            )
-        targets = shift_labels_left(labels) if shift_labels is None else shift_labels
+        # s_1 is 1 where a row was compressed.
+        count = sum(segment.summary.weights[:, :1].detach().sum() for segment in compressed)
+        total = sum(segment.relative_lengths.sum() for segment in compressed)
+        return self.config.compression_lambda * total / count.clamp_min(1)
+
+    def _loss(self, last_hidden_state, logits, targets, length_penalty, num_items_in_batch) -> torch.Tensor:
+        """Mean cross-entropy of the next tokens; from the logits where all of them are there, else in chunks."""
         if logits is not None and logits.shape[:2] == targets.shape:
             loss = summed_cross_entropy(logits, targets)
         else:
             loss = chunked_cross_entropy(self.lm_head, last_hidden_state, targets, self.config.vocab_size)
+        if length_penalty is not None:
+            # It weighs as much as the targets of this call among all that the loss is a mean over.
+            loss = loss + length_penalty * (targets != -100).sum()
         return mean_over_targets(loss, targets, num_items_in_batch)
 
     @torch.no_grad()
@@ -435,195 +599,76 @@ class AutoCompressorMixin:
         softprompt: torch.FloatTensor | None = None,
         softprompt_attention_mask: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-    ) -> torch.FloatTensor:
+        max_summary_length: int | None = None,
+        return_attention_mask: bool = False,
+    ) -> torch.FloatTensor | tuple[torch.FloatTensor, torch.LongTensor]:
         r"""
         Compresses a text of any length into summary vectors, one segment at a time and without logits.
 
         Args:
-            input_ids, attention_mask, softprompt, softprompt_attention_mask, inputs_embeds:
-                As in [`~AutoCompressorMixin.forward`]. With `softprompt`, the text continues what it summarises.
+            input_ids, attention_mask, softprompt, softprompt_attention_mask, inputs_embeds, max_summary_length:
+                As in [`~AutoCompressorMixin.forward`]. With `softprompt`, the text continues what it summarises. The
+                text is without `<sum>`, which is appended here where the number of vectors is variable.
             segment_lengths (`int` or `list[int]`, *optional*):
                 As in [`~AutoCompressorMixin.forward`]. Default: [`~AutoCompressorMixin.default_segment_lengths`].
+            return_attention_mask (`bool`, defaults to `False`):
+                Whether to return the `softprompt_attention_mask` too, which rows with different numbers of vectors
+                need.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`.
+            `torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`; with
+            `return_attention_mask`, a tuple with the `torch.LongTensor` of shape `(batch_size, softprompt_length)`.
 
         Raises:
-            ValueError: as `forward`; if the model makes no summary vectors; if a row's first segment is all padding.
+            ValueError: as `forward`; if the model makes no summary vectors; if rows have different numbers of vectors
+                and the mask is not asked for.
         """
-        if self.config.summary_length == 0:
+        config = self.config
+        if config.summary_length == 0 and not config.variable_length:
             raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
-        inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
-        softprompt, mask = self._check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
+        text = input_ids if inputs_embeds is None else inputs_embeds
+        check_text(input_ids, inputs_embeds, self.get_input_embeddings().embedding_dim)
         if segment_lengths is None:
-            segment_lengths = self.default_segment_lengths(inputs_embeds.shape[1])
-        lengths = self._check_segments(segment_lengths, inputs_embeds, cache=None)
-        attention_mask = self._check_attention_mask(attention_mask, inputs_embeds, cache=None)
+            segment_lengths = self.default_segment_lengths(text.shape[1])
+        lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
+        check_segments(segment_lengths, lengths, 0, self.max_segment_length)
+        attention_mask = check_attention_mask(attention_mask, text, 0, 0)
+        is_sum = None
+        if config.variable_length:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask}
+            input_ids, attention_mask, lengths = self._append_sum_tokens(given, lengths)
+            is_sum = self._sum_mask(input_ids, attention_mask)
+        inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
+        softprompt, mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
+        num_summary = resolve_num_summary(max_summary_length, config)
         for segment in self._forward_segments(
-            inputs_embeds, attention_mask, None, softprompt, mask, lengths, output_softprompt=True
+            inputs_embeds, attention_mask, None, is_sum, softprompt, mask, lengths, num_summary, output_softprompt=True
         ):
             softprompt, mask = segment.softprompt, segment.softprompt_attention_mask
-        if attention_mask is not None and not mask.all():
+        mask = mask_or_ones(mask, softprompt.shape[1], softprompt.device).expand(softprompt.shape[0], -1)
+        if return_attention_mask:
+            return softprompt, mask
+        if (config.variable_length or attention_mask is not None) and not mask.all():
             raise ValueError(
-                "`attention_mask` must leave text in the first segment of every row: compress texts of such different"
-                " lengths apart, or call the model with `output_softprompt=True`, which returns a mask."
+                "The rows have different numbers of summary vectors: `return_attention_mask=True` returns the mask"
+                " that they need (`softprompt_attention_mask`)."
             )
         return softprompt
 
-    def generate(
-        self,
-        inputs: torch.Tensor | None = None,
-        *args,
-        softprompt: torch.FloatTensor | None = None,
-        softprompt_attention_mask: torch.LongTensor | None = None,
-        segment_lengths: int | list[int] | None = None,
-        **kwargs,
-    ):
-        r"""
-        [`~transformers.GenerationMixin.generate`] after summary vectors.
-
-        Args:
-            inputs (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
-                The prompt, as in transformers (`input_ids` and `inputs_embeds` too).
-            softprompt (`torch.Tensor` of shape `(batch_size or 1, softprompt_length, embedding_dim)`, *optional*):
-                Summary vectors to start from; one row serves the whole batch.
-            softprompt_attention_mask (`torch.LongTensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
-                0 for vectors that a row must not see.
-            segment_lengths (`int` or `list[int]`, *optional*):
-                Cuts the prompt; all segments but the last are compressed, and the new tokens join the last one.
-            args, kwargs:
-                As in transformers. Positions are counted from the mask; `position_ids` is ignored.
-
-        Returns:
-            As in transformers.
-        """
-        prompt = inputs if inputs is not None else kwargs.get("inputs_embeds", kwargs.get("input_ids"))
-        if prompt is not None and softprompt is not None and softprompt.shape[0] == 1:
-            softprompt = softprompt.expand(prompt.shape[0], -1, -1)
-        if prompt is not None and softprompt_attention_mask is not None and softprompt_attention_mask.shape[0] == 1:
-            softprompt_attention_mask = softprompt_attention_mask.expand(prompt.shape[0], -1)
-        cache = kwargs.get("past_key_values")
-        if segment_lengths is not None and cache is not None and cache.get_seq_length() > 0:
-            raise ValueError("`segment_lengths` must be None where `past_key_values` holds text: it cuts a new text.")
-        if prompt is not None and segment_lengths is not None:
-            segment_lengths = resolve_segment_lengths(segment_lengths, prompt.shape[1])
-        return super().generate(
-            inputs,
-            *args,
-            softprompt=softprompt,
-            softprompt_attention_mask=softprompt_attention_mask,
-            segment_lengths=segment_lengths,
-            **kwargs,
-        )
-
-    def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, inputs_embeds=None, segment_lengths=None, **kwargs
-    ):
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
-        )
-        # `generate` counts positions across segments.
-        inputs["position_ids"] = None
-        if segment_lengths is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
-            text = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-            inputs["segment_lengths"] = segment_lengths[:-1] + [text.shape[1] - sum(segment_lengths[:-1])]
-        return inputs
-
-    def _get_candidate_generator(self, *args, model_kwargs=None, **kwargs):
-        """Assisted decoding: the assistant drafts from the prompt alone, the summary vectors judge its drafts."""
-        own = ("softprompt", "softprompt_attention_mask", "segment_lengths")
-        model_kwargs = {name: value for name, value in model_kwargs.items() if name not in own}
-        return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
-
     def _text_embeds(self, input_ids, inputs_embeds) -> torch.Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of `input_ids` and `inputs_embeds` must be given.")
-        given = ("input_ids", input_ids, 2) if inputs_embeds is None else ("inputs_embeds", inputs_embeds, 3)
-        name, text, ndim = given
-        if text.ndim != ndim or text.shape[0] == 0 or text.shape[1] == 0:
-            raise ValueError(f"`{name}` must hold at least one token in {ndim} dimensions, got {tuple(text.shape)}.")
-        if input_ids is not None and (input_ids.is_floating_point() or input_ids.dtype == torch.bool):
-            raise ValueError(f"`input_ids` must be integers, got {input_ids.dtype}.")
-        if inputs_embeds is None:
-            return self.get_input_embeddings()(input_ids)
-        embedding_dim = self.get_input_embeddings().embedding_dim
-        if inputs_embeds.shape[2] != embedding_dim or not inputs_embeds.is_floating_point():
-            raise ValueError(
-                f"`inputs_embeds` must be floating point vectors of size {embedding_dim}, got {inputs_embeds.dtype}"
-                f" {tuple(inputs_embeds.shape)}."
-            )
-        return inputs_embeds
+        check_text(input_ids, inputs_embeds, self.get_input_embeddings().embedding_dim)
+        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool) -> SoftpromptCache | None:
         """Returns the cache to continue or to fill, if any; transformers' gradient checkpointing drops caches."""
         if past_key_values is None and not use_cache:
             return None
         cache = SoftpromptCache.from_cache(past_key_values, self.config)
-        if not (self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules())):
+        if not drops_caches(self):
             return cache
         if not cache.is_empty:
             raise ValueError("`past_key_values` cannot be continued in training with gradient checkpointing.")
         return None
-
-    def _check_position_ids(self, position_ids, inputs_embeds):
-        batch_size, length, _ = inputs_embeds.shape
-        if position_ids is not None and position_ids.shape not in ((batch_size, length), (1, length)):
-            raise ValueError(
-                f"`position_ids` must have the shape ({batch_size} or 1, {length}), got {tuple(position_ids.shape)}."
-            )
-
-    def _check_softprompt(self, softprompt, mask, inputs_embeds) -> tuple[torch.Tensor, torch.LongTensor | None]:
-        """Returns softprompt and mask with the rows and dtype of the text; no softprompt becomes an empty one."""
-        if softprompt is None:
-            if mask is not None:
-                raise ValueError("`softprompt_attention_mask` needs a `softprompt`.")
-            return inputs_embeds[:, :0], None
-        batch_size, _, embedding_dim = inputs_embeds.shape
-        if softprompt.ndim != 3 or softprompt.shape[0] not in (1, batch_size) or softprompt.shape[2] != embedding_dim:
-            raise ValueError(
-                f"`softprompt` must have the shape ({batch_size} or 1, softprompt_length, {embedding_dim}),"
-                f" got {tuple(softprompt.shape)}."
-            )
-        if not softprompt.is_floating_point():
-            raise ValueError(f"`softprompt` must be a floating point tensor, got {softprompt.dtype}.")
-        if softprompt.device != inputs_embeds.device:
-            raise ValueError(f"`softprompt` must be on {inputs_embeds.device} like the text, got {softprompt.device}.")
-        if mask is not None:
-            if mask.ndim != 2 or mask.shape[0] not in (1, batch_size) or mask.shape[1] != softprompt.shape[1]:
-                raise ValueError(
-                    f"`softprompt_attention_mask` must have the shape ({batch_size} or 1, {softprompt.shape[1]}),"
-                    f" got {tuple(mask.shape)}."
-                )
-            mask = mask.long().expand(batch_size, -1)
-        return softprompt.to(inputs_embeds.dtype).expand(batch_size, -1, -1), mask
-
-    def _check_segments(self, segment_lengths, inputs_embeds, cache) -> list[int]:
-        length = inputs_embeds.shape[1]
-        past_length = 0 if cache is None else cache.text_length
-        if past_length and segment_lengths is not None:
-            raise ValueError("`segment_lengths` must be None where `past_key_values` holds text: it cuts a new text.")
-        lengths = resolve_segment_lengths(segment_lengths, length)
-        limit = self.max_segment_length
-        longest = past_length + max(lengths)
-        if limit is not None and longest > limit:
-            raise ValueError(
-                f"A segment can hold `max_position_embeddings` = {limit} text tokens, got {longest};"
-                " cut the text with `segment_lengths`."
-            )
-        return lengths
-
-    def _check_attention_mask(self, attention_mask, inputs_embeds, cache) -> torch.LongTensor | None:
-        """Returns the mask over the text of the segment that the cache holds and the new text."""
-        if attention_mask is None:
-            return None
-        batch_size, length, _ = inputs_embeds.shape
-        seen, past_length = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
-        if attention_mask.shape != (batch_size, seen + length):
-            raise ValueError(
-                f"`attention_mask` must cover the text, seen and new, without the softprompt:"
-                f" {(batch_size, seen + length)}, got {tuple(attention_mask.shape)}."
-            )
-        return attention_mask[:, seen - past_length :].long()
 
 
 class OPTPositionalEmbeddingWithPadding(OPTLearnedPositionalEmbedding):
@@ -645,13 +690,11 @@ class OPTAutoCompressorModel(AutoCompressorMixin, OPTForCausalLM):
     config: OPTAutoCompressorConfig
     summary_takes_positions = False
 
-    def __init__(self, config: OPTAutoCompressorConfig):
-        super().__init__(config)
-        decoder = self.model.decoder
-        decoder.embed_positions = OPTPositionalEmbeddingWithPadding(config.max_position_embeddings, config.hidden_size)
-        for layer in decoder.layers:
-            layer.self_attn.register_forward_pre_hook(drop_position_ids, with_kwargs=True)
-        self.setup_autocompressor()
+    def setup_autocompressor(self):
+        config = self.config
+        positions = OPTPositionalEmbeddingWithPadding(config.max_position_embeddings, config.hidden_size)
+        self.model.decoder.embed_positions = positions
+        super().setup_autocompressor()
 
     @torch.no_grad()
     def resize_position_embeddings(self, new_num_position_embeddings: int):
@@ -663,7 +706,7 @@ class OPTAutoCompressorModel(AutoCompressorMixin, OPTForCausalLM):
         table = torch.cat([rows, positions.repeat(repeats, 1)[:new_num_position_embeddings]])
         new.weight = nn.Parameter(table, requires_grad=old.weight.requires_grad)
         self.model.decoder.embed_positions = new
-        self.config.max_position_embeddings = new_num_position_embeddings
+        super().resize_position_embeddings(new_num_position_embeddings)
 
 
 class LlamaAutoCompressorModel(AutoCompressorMixin, LlamaForCausalLM):
@@ -671,13 +714,29 @@ class LlamaAutoCompressorModel(AutoCompressorMixin, LlamaForCausalLM):
 
     config: LlamaAutoCompressorConfig
 
-    def __init__(self, config: LlamaAutoCompressorConfig):
-        super().__init__(config)
-        self.setup_autocompressor()
 
-    def resize_position_embeddings(self, new_num_position_embeddings: int):
-        """States the longest segment; rotary positions need no table."""
-        self.config.max_position_embeddings = new_num_position_embeddings
+class MistralAutoCompressorModel(AutoCompressorMixin, MistralForCausalLM):
+    """Mistral that compresses. Softprompt and segment must fit into its sliding window, if it has one."""
+
+    config: MistralAutoCompressorConfig
+
+
+class Qwen2AutoCompressorModel(AutoCompressorMixin, Qwen2ForCausalLM):
+    """Qwen2 and Qwen2.5 that compress."""
+
+    config: Qwen2AutoCompressorConfig
+
+
+class Qwen3AutoCompressorModel(AutoCompressorMixin, Qwen3ForCausalLM):
+    """Qwen3 that compresses."""
+
+    config: Qwen3AutoCompressorConfig
+
+
+class GemmaAutoCompressorModel(AutoCompressorMixin, GemmaForCausalLM):
+    """Gemma (the first) that compresses."""
+
+    config: GemmaAutoCompressorConfig
 
 
 AutoCompressorModel = OPTAutoCompressorModel
@@ -686,7 +745,10 @@ AutoCompressorModel = OPTAutoCompressorModel
 __all__ = [
     "AutoCompressorMixin",
     "AutoCompressorModel",
-    "AutoCompressorOutput",
+    "GemmaAutoCompressorModel",
     "LlamaAutoCompressorModel",
+    "MistralAutoCompressorModel",
     "OPTAutoCompressorModel",
+    "Qwen2AutoCompressorModel",
+    "Qwen3AutoCompressorModel",
 ]

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.nn import functional as F
 
 
 def resolve_segment_lengths(segment_lengths: int | list[int] | None, length: int) -> list[int]:
@@ -36,11 +37,63 @@ def equal_segment_lengths(length: int, max_length: int) -> list[int]:
     return [shorter + 1] * longer + [shorter] * (num_segments - longer)
 
 
+def append_sum_tokens(
+    inputs: dict[str, torch.Tensor], segment_lengths: list[int], sum_token_id: int, include_last: bool = True
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """
+    Appends `<sum>` to every segment of a text; no token is overwritten.
+
+    Args:
+        inputs (`dict[str, torch.Tensor]`): `input_ids` and, if given, `attention_mask`, `labels`, `shift_labels`, each
+            `(batch, length)`. `<sum>` is attended to in the rows that have text in the segment, and never a label.
+        segment_lengths (`list[int]`): Sums to `length`.
+        sum_token_id (`int`): The token.
+        include_last (`bool`, defaults to `True`): Whether the last segment gets one too.
+
+    Returns:
+        The same tensors with a column more per segment, and the lengths of their segments.
+    """
+    num_appended = len(segment_lengths) - (not include_last)
+
+    def column(name: str, segment: torch.Tensor) -> torch.Tensor:
+        if name == "attention_mask":
+            return segment.amax(dim=1, keepdim=True)
+        return torch.full_like(segment[:, :1], sum_token_id if name == "input_ids" else -100)
+
+    longer = {}
+    for name, tensor in inputs.items():
+        segments = tensor.split(segment_lengths, dim=1)
+        ended = [part for segment in segments[:num_appended] for part in (segment, column(name, segment))]
+        longer[name] = torch.cat([*ended, *segments[num_appended:]], dim=1)
+    return longer, [length + (index < num_appended) for index, length in enumerate(segment_lengths)]
+
+
 def split_optional(tensor: torch.Tensor | None, segment_lengths: list[int]) -> list[torch.Tensor | None]:
     """Splits `(batch, length)` into segments; one segment takes it whole, cached columns included."""
     if tensor is None or len(segment_lengths) == 1:
         return [tensor] * len(segment_lengths)
     return list(tensor.split(segment_lengths, dim=1))
+
+
+def detach_first(tensor: torch.Tensor | None, num_columns: int) -> torch.Tensor | None:
+    """Returns `(batch, length, ...)` with its first columns detached."""
+    if tensor is None or num_columns == 0:
+        return tensor
+    return torch.cat([tensor[:, :num_columns].detach(), tensor[:, num_columns:]], dim=1)
+
+
+def replace_rows(
+    old: torch.Tensor, old_mask: torch.Tensor, new: torch.Tensor, new_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the new `(rows, vectors, dim)` and their mask, in rows without any new ones the old; padded to a width.
+
+    A row has new vectors if its first one is attended to.
+    """
+    width = max(old.shape[1], new.shape[1])
+    old, new = (F.pad(vectors, (0, 0, 0, width - vectors.shape[1])) for vectors in (old, new))
+    old_mask, new_mask = (F.pad(mask, (0, width - mask.shape[1])) for mask in (old_mask, new_mask))
+    is_new = new_mask[:, :1] > 0
+    return torch.where(is_new[..., None], new, old), torch.where(is_new, new_mask, old_mask)
 
 
 def mask_or_ones(mask: torch.LongTensor | None, length: int, device: torch.device) -> torch.LongTensor:
@@ -60,10 +113,13 @@ def join_attentions(segments: list[tuple | None]) -> tuple | None:
 
 
 __all__ = [
+    "append_sum_tokens",
+    "detach_first",
     "equal_segment_lengths",
     "join_attentions",
     "join_hidden_states",
     "mask_or_ones",
+    "replace_rows",
     "resolve_segment_lengths",
     "split_optional",
 ]
