@@ -41,7 +41,10 @@ class ModelArguments:
     )
     lora_modules_to_save: list[str] = field(
         default_factory=lambda: ["embed_summary"],
-        metadata={"help": "Modules that are trained in full and saved with the adapters."},
+        metadata={
+            "help": "Modules that are trained in full and saved with the adapters; those of the summary vectors that"
+            " the model has (embed_summary or stop_head, and the rows of <sum> and <eoc>) always are."
+        },
     )
 
 
@@ -107,6 +110,46 @@ class TrainingArguments(HfTrainingArguments):
             " as in the checkpoint, else true)."
         },
     )
+    compression_max_len: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most summary vectors per segment, where the model decides their number (variable length); 0: the"
+            " number is fixed, see --summary_length (default: as in the checkpoint, else fixed)."
+        },
+    )
+    compression_lambda: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the length penalty, E[vectors] / (tokens + alpha x vectors before) (default: 0)."
+        },
+    )
+    compression_alpha: float | None = field(
+        default=None, metadata={"help": "What a vector counts beside a token in that penalty (default: 1)."}
+    )
+    truncate_bptt_segments: int | None = field(
+        default=None,
+        metadata={"help": "Segments after which variable-length summary vectors are detached (default: 1)."},
+    )
+    compress_stop_threshold: float | None = field(
+        default=None,
+        metadata={"help": "At inference, stop above this probability of <eoc>, in (0, 1] (default: 0.5)."},
+    )
+    nested_summaries: bool = field(
+        default=False,
+        metadata={
+            "help": "Train for any number of summary vectors: every other step uses only the first ones, of a number"
+            " drawn log-uniformly."
+        },
+    )
+    reconstruction_weight: float = field(
+        default=0.0, metadata={"help": "Weight of reading each compressed segment back from its summary vectors."}
+    )
+    distillation_weight: float = field(
+        default=0.0, metadata={"help": "Weight of KL(full-context model || model); needs --distillation_model."}
+    )
+    distillation_model: str | None = field(
+        default=None, metadata={"help": "Full-context model that is distilled: a hub name, a folder, or smollm2."}
+    )
     training_substeps: int = field(
         default=1,
         metadata={"help": "Backward passes per sequence; gradients stop at the summary vectors between them."},
@@ -151,5 +194,13 @@ class TrainingArguments(HfTrainingArguments):
         for name in ("training_substeps", "segments_per_substep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be 1 or more, got {getattr(self, name)}.")
+        for name in ("reconstruction_weight", "distillation_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be 0 or more, and finite, got {getattr(self, name)}.")
+        if (self.distillation_weight > 0) != (self.distillation_model is not None):
+            raise ValueError(
+                "`distillation_weight` above 0 and `distillation_model` belong together, got"
+                f" {self.distillation_weight} and {self.distillation_model}."
+            )
         if any(length < 1 for length in self.segment_lengths):
             raise ValueError(f"`segment_lengths` must be positive, got {self.segment_lengths}.")

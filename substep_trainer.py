@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from args import TrainingArguments
-from auto_compressor import AutoCompressorOutput
+from auto_compressor import AutoCompressorOutput, SegmentSummary
+from auto_compressor.gating import survival
 from auto_compressor.losses import shift_labels_left
+from auto_compressor.objectives import distillation_loss, reconstruction_loss
+from auto_compressor.segments import append_sum_tokens
 
 
 def random_segment_lengths(length: int, num_segments: int, max_position_embeddings: int) -> list[int]:
@@ -69,19 +72,52 @@ def segment_statistics(
     return torch.stack([segment.sum(dim=1) for segment in statistics.split(segment_lengths, dim=1)], dim=1)
 
 
+def vectors_per_segment(outputs: AutoCompressorOutput, num_segments: int) -> torch.DoubleTensor:
+    """Summary vectors that every segment left, `(batch, num_segments)`; 0 for segments that were not compressed."""
+    batch_size = outputs.softprompt.shape[0]
+    counts = outputs.softprompt.new_zeros(batch_size, num_segments, dtype=torch.double)
+    for index, summary in enumerate(outputs.summaries):
+        num_vectors = summary.vectors.shape[1] if summary.weights is None else summary.weights.sum(dim=1)
+        counts[:, index] = num_vectors
+    return counts
+
+
 def summarize_statistics(statistics: np.ndarray) -> dict[str, float]:
-    """Perplexity, accuracy and tokens from sums `(..., 3)` of [nll, correct, targets]; without targets only tokens."""
-    nll, correct, tokens = statistics.reshape(-1, 3).sum(axis=0)
+    """
+    Perplexity, accuracy and tokens, and the summary vectors per sequence; without targets the latter two only.
+
+    Args:
+        statistics (`np.ndarray` of shape `(sequences, ..., 4)`): Sums of [nll, correct, targets, vectors].
+    """
+    nll, correct, tokens, vectors = statistics.reshape(-1, 4).sum(axis=0)
+    counts = {"tokens": int(tokens), "vectors": float(vectors / len(statistics))}
     if tokens == 0:
-        return {"tokens": 0}
-    return {"perplexity": float(np.exp(nll / tokens)), "accuracy": float(correct / tokens), "tokens": int(tokens)}
+        return counts
+    return {"perplexity": float(np.exp(nll / tokens)), "accuracy": float(correct / tokens)} | counts
+
+
+def length_statistics(summary: SegmentSummary, threshold: float | None) -> dict[str, torch.Tensor]:
+    """Means over the rows that were compressed: expected length, length by the hard rule, probability of stopping."""
+    compressed = summary.weights.detach()[:, 0]  # s_1 is 1
+    stop_probs = summary.stop_probs.detach()
+    realised = survival(stop_probs, 0.5 if threshold is None else threshold).sum(dim=1)
+    rows = {"expected_length": summary.weights.detach().sum(dim=1), "realised_length": realised}
+    rows["stop_prob"] = stop_probs.mean(dim=1)
+    count = compressed.sum().clamp(min=1)
+    return {name: (values * compressed).sum() / count for name, values in rows.items()}
+
+
+def draw_summary_length(most: int) -> int:
+    """The full budget every other time, else one drawn log-uniformly from 1 to `most`: small ones differ the most."""
+    is_full, share = torch.rand(2).tolist()
+    return most if is_full < 0.5 else int((most + 1) ** share)
 
 
 def carried_over(outputs: AutoCompressorOutput) -> dict[str, torch.Tensor]:
     """What the next substep starts from: the summary vectors without their gradient, and their mask."""
     return {
         "softprompt": outputs.softprompt.detach(),
-        "softprompt_attention_mask": outputs.softprompt_attention_mask,
+        "softprompt_attention_mask": outputs.softprompt_attention_mask.detach(),
     }
 
 
@@ -91,23 +127,36 @@ class SubstepTrainer(Trainer):
 
     The loss of a step is the mean over all its target tokens, whatever batch, process or substep they are in. Its
     gradient is the sum over substeps of the gradient of their mean losses: `training_substeps` times that of the
-    whole mean. Evaluation reports perplexity and accuracy in all, per substep and per segment.
+    whole mean. Evaluation reports perplexity, accuracy and summary vectors in all, per substep and per segment.
 
     Args:
         args ([`TrainingArguments`]): Those of this project.
+        teacher ([`~transformers.PreTrainedModel`], *optional*): Full-context model of `distillation_weight`.
         kwargs: As for [`~transformers.Trainer`].
 
     Raises:
-        ValueError: for `label_smoothing_factor`, which the chunked loss does not have.
+        ValueError: for `label_smoothing_factor`, which the chunked loss does not have; for `distillation_weight`
+            without a teacher.
     """
 
-    def __init__(self, model=None, args: TrainingArguments | None = None, **kwargs):
+    def __init__(
+        self,
+        model=None,
+        args: TrainingArguments | None = None,
+        teacher: PreTrainedModel | None = None,
+        **kwargs,
+    ):
         if args is not None and args.label_smoothing_factor != 0:
             raise ValueError(f"`label_smoothing_factor` must be 0 for substeps, got {args.label_smoothing_factor}.")
+        if args is not None and args.distillation_weight > 0 and teacher is None:
+            raise ValueError(f"`distillation_weight` {args.distillation_weight} needs a `teacher`.")
         kwargs.setdefault("compute_metrics", self.segment_metrics)
         super().__init__(model, args, **kwargs)
+        self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
         self.carried: dict[str, torch.Tensor] = {}
-        self.substep_losses, self.last_logged_step = None, 0
+        self.observed: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, torch.Tensor] = {}
+        self.last_logged_step = 0
 
     def crop_to_segments(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keeps the last tokens of a batch, as many as fixed `segment_lengths` take in."""
@@ -124,7 +173,7 @@ class SubstepTrainer(Trainer):
     def segment_lengths(self, length: int) -> list[int]:
         """Lengths of the segments of one substep: drawn in training if so asked, else fixed, else equal."""
         if self.args.randomize_substeps and self.model.training:
-            longest = self.model.config.max_position_embeddings
+            longest = self.model.config.max_position_embeddings - self.model.config.variable_length
             return random_segment_lengths(length, self.args.segments_per_substep, longest)
         return self.args.segment_lengths or equal_parts(length, self.args.segments_per_substep)
 
@@ -143,22 +192,20 @@ class SubstepTrainer(Trainer):
         segments = [self.segment_lengths(length) for length in lengths]
         if self.args.full_attention:
             lengths, segments = [sum(lengths)], [sum(segments, [])]
-        parts = {name: tensor.split(lengths, dim=1) for name, tensor in inputs.items()}
-        labels = parts.pop("labels")
-        targets = shift_labels_left(torch.cat(labels, dim=1)).split(lengths, dim=1)
+        targets = shift_labels_left(inputs["labels"]).split(lengths, dim=1)
         if not self.args.predict_substep_borders:
-            targets = [shift_labels_left(part) for part in labels]
-        substeps = [
-            {name: part[index] for name, part in parts.items()}
-            | {
-                "shift_labels": targets[index],
-                "segment_lengths": None if self.args.full_attention else segments[index],
-                # Nobody reads the summary of the last substep.
-                "output_softprompt": index < len(lengths) - 1,
-                "use_cache": False,
-            }
-            for index in range(len(lengths))
-        ]
+            targets = [shift_labels_left(part) for part in inputs["labels"].split(lengths, dim=1)]
+        texts = {name: inputs[name].split(lengths, dim=1) for name in ("input_ids", "attention_mask")}
+        substeps = []
+        for index in range(len(lengths)):
+            substep = {name: part[index] for name, part in texts.items()} | {"shift_labels": targets[index]}
+            if self.model.config.variable_length:
+                sum_token_id = self.model.config.sum_token_id
+                substep, segments[index] = append_sum_tokens(substep, segments[index], sum_token_id)
+            substep["segment_lengths"] = None if self.args.full_attention else segments[index]
+            # Nobody reads the summary of the last substep.
+            substep |= {"output_softprompt": index < len(lengths) - 1, "use_cache": False}
+            substeps.append(substep)
         return substeps, segments
 
     def get_batch_samples(
@@ -181,20 +228,22 @@ class SubstepTrainer(Trainer):
     ) -> torch.Tensor:
         """One backward pass per substep; returns the mean of their losses. Gradients are synchronised in the last."""
         model.train()
-        substeps, _ = self.split_substeps(self._prepare_inputs(inputs))
+        inputs = self._prepare_inputs(inputs)
+        substeps, segments = self.split_substeps(inputs)
+        if self.teacher is not None:
+            self.add_teacher_states(substeps, segments, self.crop_to_segments(inputs))
         if not self.args.predict_substep_borders:
             num_items_in_batch = None
         elif num_items_in_batch is not None:
             num_items_in_batch = num_items_in_batch.clamp(min=1) / len(substeps)
         losses, self.carried = [], {}
-        for substep in substeps:
-            is_last = substep is substeps[-1]
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
+        for index, substep in enumerate(substeps):
+            with nullcontext() if substep is substeps[-1] else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, substep, num_items_in_batch))
+            self.track(f"substep_{index}_loss", losses[-1])
+            for name, value in self.observed.items():
+                self.track(f"substep_{index}_{name}", value / self.current_gradient_accumulation_steps)
         self.carried = {}
-        if self.substep_losses is None:
-            self.substep_losses, self.last_logged_step = torch.zeros_like(torch.stack(losses)), self.state.global_step
-        self.substep_losses += torch.stack(losses)
         return torch.stack(losses).mean()
 
     def compute_loss(
@@ -205,18 +254,100 @@ class SubstepTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The loss of one substep, after the summary vectors of the one before and without its logits."""
+        teacher_states = inputs.pop("teacher_states", None)
         inputs = inputs | self.carried | {"skip_logits": True}
+        if self.args.nested_summaries:
+            inputs["max_summary_length"] = draw_summary_length(self.most_vectors)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self.carried = carried_over(outputs)
+        self.observed = self.length_metrics(outputs)
+        objectives = self.objectives(model, inputs, outputs, teacher_states)
+        self.observed |= {name: value.detach() for name, (_, value) in objectives.items()}
+        if objectives:
+            total = sum(weight * value for weight, value in objectives.values())
+            loss = loss + total * self.share_of_targets(inputs["shift_labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    @property
+    def most_vectors(self) -> int:
+        """Most summary vectors of a segment."""
+        config = self.model.config
+        return config.compression_max_len if config.variable_length else config.summary_length
+
+    def length_metrics(self, outputs: AutoCompressorOutput) -> dict[str, torch.Tensor]:
+        """Lengths and stop probability of every segment, and the penalty; nothing where the length is fixed."""
+        if outputs.length_penalty is None:
+            return {}
+        metrics, threshold = (
+            {"length_penalty": outputs.length_penalty.detach()},
+            self.model.config.compress_stop_threshold,
+        )
+        for index, summary in enumerate(outputs.summaries):
+            metrics |= prefixed(f"segment_{index}_", length_statistics(summary, threshold))
+        return metrics
+
+    def objectives(
+        self, model: nn.Module, inputs: dict[str, Any], outputs: AutoCompressorOutput, teacher_states
+    ) -> dict[str, tuple[float, torch.Tensor]]:
+        """The further objectives that are asked for: weight and mean loss of each, by name."""
+        objectives, weight = {}, self.args.reconstruction_weight
+        if weight > 0 and outputs.summaries:
+            lengths = inputs["segment_lengths"]
+            texts = zip(*(inputs[name].split(lengths, dim=1) for name in ("input_ids", "attention_mask")), strict=True)
+            # `<sum>` ends a segment and is no text.
+            end = -1 if self.model.config.variable_length else None
+            segments = [{"input_ids": ids[:, :end], "attention_mask": mask[:, :end]} for ids, mask in texts]
+            loss = reconstruction_loss(model, segments, outputs.summaries, self.prompt_token_id)
+            objectives["reconstruction_loss"] = (weight, loss)
+        if teacher_states is not None:
+            student = self.accelerator.unwrap_model(model)
+            states = (outputs.last_hidden_state, self.teacher, teacher_states)
+            loss = distillation_loss(student, *states, inputs["shift_labels"] != -100)
+            objectives["distillation_loss"] = (self.args.distillation_weight, loss)
+        return objectives
+
+    @property
+    def prompt_token_id(self) -> int:
+        """The autoencoding prompt: the end-of-text token, with which no text begins."""
+        eos_token_id = self.model.config.eos_token_id
+        return eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
+
+    def share_of_targets(
+        self, targets: torch.LongTensor, num_items_in_batch: torch.Tensor | None
+    ) -> torch.Tensor | int:
+        """What a mean over `targets` weighs beside the loss, which is a sum divided by `num_items_in_batch`."""
+        if num_items_in_batch is None:
+            return 1
+        num_processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return (targets != -100).sum() * num_processes / num_items_in_batch.to(targets.device)
+
+    @torch.no_grad()
+    def add_teacher_states(self, substeps: list[dict], segments: list[list[int]], inputs: dict[str, torch.Tensor]):
+        """Gives every substep the teacher's last hidden states at its tokens, after a pass over the whole text."""
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with self.compute_loss_context_manager():
+            states = self.teacher(**text, skip_logits=True, use_cache=False).last_hidden_state
+        has_sum = self.model.config.variable_length
+        lengths = [length - has_sum for lengths in segments for length in lengths]
+        # A column of zeros stands for `<sum>`, which has no target.
+        padded = [F.pad(part, (0, 0, 0, int(has_sum))) for part in states.split(lengths, dim=1)]
+        states = torch.cat(padded, dim=1).split([substep["input_ids"].shape[1] for substep in substeps], dim=1)
+        for substep, part in zip(substeps, states, strict=True):
+            substep["teacher_states"] = part
+
+    def track(self, name: str, value: torch.Tensor):
+        """Adds to what is reported, as a mean over steps, with the next loss."""
+        if not self.sums:
+            self.last_logged_step = self.state.global_step
+        self.sums[name] = self.sums.get(name, 0) + value
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the loss of every substep, the mean over the steps since the last report."""
-        if "loss" in logs and self.substep_losses is not None:
+        """Adds what was tracked, the mean over the steps since the last report and over processes."""
+        if "loss" in logs and self.sums:
             steps = self.state.global_step - self.last_logged_step
-            losses = self.accelerator.reduce(self.substep_losses / steps, reduction="mean").tolist()
-            logs = logs | {f"substep_{index}_loss": loss for index, loss in enumerate(losses)}
-            self.substep_losses = None
+            means = self.accelerator.reduce(torch.stack([*self.sums.values()]).float() / steps, reduction="mean")
+            logs = logs | dict(zip(self.sums, means.tolist(), strict=True))
+            self.sums = {}
         super().log(logs, start_time)
 
     def prediction_step(
@@ -226,7 +357,7 @@ class SubstepTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Returns no loss, the statistics `(batch, substeps, segments, 3)` as predictions, and a placeholder."""
+        """Returns no loss, the statistics `(batch, substeps, segments, 4)` as predictions, and a placeholder."""
         substeps, segments = self.split_substeps(self._prepare_inputs(inputs))
         statistics, carried = [], {}
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -234,14 +365,16 @@ class SubstepTrainer(Trainer):
                 targets = substep.pop("shift_labels")
                 outputs = model(**substep, **carried)
                 carried = carried_over(outputs)
-                statistics.append(segment_statistics(outputs.logits, targets, lengths))
+                predictions = segment_statistics(outputs.logits, targets, lengths)
+                vectors = vectors_per_segment(outputs, len(lengths))
+                statistics.append(torch.cat([predictions, vectors[..., None]], dim=-1))
         statistics = torch.cat(statistics, dim=1).unflatten(1, (self.args.training_substeps, -1))
         return None, statistics, statistics[..., 2]
 
     @staticmethod
     def segment_metrics(prediction: EvalPrediction) -> dict[str, float]:
         """Metrics of all tokens, of every substep and of every segment, from the sums of `prediction_step`."""
-        statistics = prediction.predictions  # (sequences, substeps, segments, 3)
+        statistics = prediction.predictions  # (sequences, substeps, segments, 4)
         metrics = summarize_statistics(statistics)
         metrics["loss"] = math.log(metrics["perplexity"]) if metrics["tokens"] else 0.0
         for substep in range(statistics.shape[1]):

@@ -14,19 +14,28 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer, HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from args import DataTrainingArguments, ModelArguments, TrainingArguments
-from auto_compressor.bases import autocompressor_class, load_base_config, resolve_base
+from auto_compressor.bases import autocompressor_class, load_autocompressor, load_base_config, resolve_base
 from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
 from data import DataCollator, load_datasets
 from substep_trainer import SubstepTrainer
 
@@ -83,9 +92,27 @@ def choose_attention(model_args: ModelArguments, training_args: TrainingArgument
     return "flash_attention_2" if flash else "sdpa"
 
 
-def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedModel:
+def summary_config(
+    training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> dict[str, Any]:
+    """The fields of the config that say how summary vectors are made, where they are not to be as in `config`."""
+    names = ("summary_length", "accumulate_summary", "segment_gradient_checkpointing", "compression_max_len")
+    names += ("compression_lambda", "compression_alpha", "truncate_bptt_segments", "compress_stop_threshold")
+    fields = {name: getattr(training_args, name) for name in names if getattr(training_args, name) is not None}
+    if training_args.full_attention:
+        return fields | {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
+    if training_args.compression_max_len and not getattr(config, "variable_length", False):
+        fields |= add_control_tokens(tokenizer)
+    return fields
+
+
+def load_model_and_tokenizer(
+    model_args: ModelArguments, training_args: TrainingArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Builds the AutoCompressor: from a checkpoint, or new from a config.
+
+    For variable-length summaries, the tokenizer and the embeddings get the control tokens that they lack.
 
     Raises:
         ValueError: unless exactly one of --model_name_or_path and --config_name is given.
@@ -95,16 +122,12 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
     if (name is None) == (config_name is None):
         raise ValueError("Give exactly one of --model_name_or_path (a checkpoint) and --config_name (a new model).")
     hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
-    model_type = load_base_config(name or config_name, **hub).model_type
-    model_class = autocompressor_class(model_type)
-    asked = {
-        "summary_length": 0 if training_args.full_attention else training_args.summary_length,
-        "accumulate_summary": training_args.accumulate_summary,
-        "segment_gradient_checkpointing": training_args.segment_gradient_checkpointing,
-    }
-    config = model_class.config_class.from_pretrained(
-        resolve_base(name or config_name), **hub, **{key: value for key, value in asked.items() if value is not None}
-    )
+    base_config = load_base_config(name or config_name, **hub)
+    model_class = autocompressor_class(base_config.model_type)
+    tokenizer = load_tokenizer(model_args)
+    fields = summary_config(training_args, tokenizer, base_config)
+    config = model_class.config_class.from_pretrained(resolve_base(name or config_name), **hub, **fields)
+    check_tokenizer(tokenizer, config)
     attention = choose_attention(model_args, training_args)
     if name is None:
         model = model_class._from_config(config, attn_implementation=attention)
@@ -114,26 +137,51 @@ def load_model(model_args: ModelArguments, training_args: TrainingArguments) -> 
         dtype = half if model_args.lora or model_args.lora_path else torch.float32
         folder = resolve_base(name)
         model = model_class.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention, **hub)
+    if fields.get("sum_token_id") is not None:
+        resize_for_control_tokens(model, len(tokenizer))
     if training_args.max_position_embeddings not in (None, config.max_position_embeddings):
         model.resize_position_embeddings(training_args.max_position_embeddings)
-    return model
+    return model, tokenizer
 
 
 def add_lora(model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedModel:
-    """Adds new or trained adapters, if asked for; `embed_summary` is trained and saved with them."""
+    """Adds new or trained adapters, if asked for; what makes the summary vectors is trained and saved with them."""
     if model_args.lora_path is not None:
         return PeftModel.from_pretrained(model, model_args.lora_path, is_trainable=training_args.do_train)
     if not model_args.lora:
         return model
+    own = {"embed_summary": model.embed_summary, "stop_head": model.stop_head}
+    modules = [name for name in model_args.lora_modules_to_save if name not in own]
+    modules += [name for name, module in own.items() if module is not None]
+    control_tokens = [model.config.sum_token_id, model.config.eoc_token_id]
     lora_config = LoraConfig(
         task_type="CAUSAL_LM",
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         target_modules=model_args.lora_target_modules,
-        modules_to_save=model_args.lora_modules_to_save if model.config.summary_length > 0 else None,
+        modules_to_save=modules or None,
+        trainable_token_indices=control_tokens if model.config.variable_length else None,
     )
     return get_peft_model(model, lora_config)
+
+
+def load_teacher(training_args: TrainingArguments, model: PreTrainedModel) -> PreTrainedModel | None:
+    """Loads --distillation_model, if there is one, as a reader of the full context.
+
+    Raises:
+        ValueError: if its vocabulary does not fit that of `model`.
+    """
+    if training_args.distillation_model is None:
+        return None
+    plain = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
+    teacher = load_autocompressor(training_args.distillation_model, dtype=model.dtype, **plain)
+    if teacher.config.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"--distillation_model must have the tokens of the model, {model.config.vocab_size} at most, it has"
+            f" {teacher.config.vocab_size}."
+        )
+    return teacher
 
 
 def default_block_size(model: PreTrainedModel, training_args: TrainingArguments) -> int:
@@ -154,7 +202,7 @@ def report_rows(name: str, metrics: dict[str, float], training_args: TrainingArg
             parts.append((f"substep {substep}, segment {segment}", f"substep_{substep}_segment_{segment}_"))
     return [
         {"set": name, "part": part}
-        | {key: metrics.get(f"eval_{name}_{prefix}{key}") for key in ("perplexity", "accuracy", "tokens")}
+        | {key: metrics.get(f"eval_{name}_{prefix}{key}") for key in ("perplexity", "accuracy", "tokens", "vectors")}
         for part, prefix in parts
     ]
 
@@ -164,7 +212,7 @@ def write_report(rows: list[dict], path: Path):
     table = Table(title="Evaluation")
     for column in rows[0]:
         table.add_column(column, justify="left" if column in ("set", "part") else "right")
-    formats = {"perplexity": "{:.2f}", "accuracy": "{:.3f}", "tokens": "{:,}"}
+    formats = {"perplexity": "{:.2f}", "accuracy": "{:.3f}", "tokens": "{:,}", "vectors": "{:.1f}"}
     for row in rows:
         cells = (formats.get(key, "{}").format(value) if value is not None else "-" for key, value in row.items())
         table.add_row(*cells)
@@ -201,8 +249,7 @@ def run(model_args: ModelArguments, data_args: DataTrainingArguments, training_a
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both.")
     set_seed(training_args.seed)
-    model = load_model(model_args, training_args)
-    tokenizer = load_tokenizer(model_args)
+    model, tokenizer = load_model_and_tokenizer(model_args, training_args)
     block_size = data_args.block_size or default_block_size(model, training_args)
     with training_args.main_process_first(desc="tokenising the text"):
         train_set, validation_sets = load_datasets(
@@ -217,6 +264,7 @@ def run(model_args: ModelArguments, data_args: DataTrainingArguments, training_a
     trainer = SubstepTrainer(
         model=model,
         args=training_args,
+        teacher=load_teacher(training_args, model) if training_args.do_train else None,
         data_collator=DataCollator(pad_token_id),
         train_dataset=train_set if training_args.do_train else None,
         eval_dataset=validation_sets or None,

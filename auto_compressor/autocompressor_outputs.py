@@ -37,6 +37,8 @@ class AutoCompressorOutput(ModelOutput):
             Mean cross-entropy of the next tokens, in nats, over the text of all segments, and the length penalty.
         logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
             Logits of the text tokens of all segments; `None` with `skip_logits=True`.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_dim)`):
+            What the head reads: the last hidden states at the text tokens of all segments.
         past_key_values (`SoftpromptCache`, *optional*, returned with `use_cache=True`):
             Keys and values of the last segment, its softprompt included.
         softprompt (`torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`):
@@ -57,6 +59,7 @@ class AutoCompressorOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
     past_key_values: Cache | None = None
     softprompt: torch.FloatTensor | None = None
     softprompt_attention_mask: torch.Tensor | None = None

@@ -101,7 +101,11 @@ def load_autocompressor(name: str, **kwargs) -> PreTrainedModel:
     if not (Path(folder) / ADAPTER_CONFIG).is_file():
         return model_class.from_pretrained(folder, **kwargs)
     base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    # Adapters may come with tokens that the base has no rows for.
+    num_tokens, config.vocab_size = config.vocab_size, load_base_config(base).vocab_size
     model = model_class.from_pretrained(base, config=config, **kwargs)
+    if num_tokens != model.config.vocab_size:
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
     return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 

@@ -30,6 +30,22 @@ def summed_cross_entropy(logits: torch.Tensor, targets: torch.LongTensor) -> tor
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
+def sum_over_chunks(chunk_loss: Callable[..., torch.Tensor], vocab_size: int, *tensors: torch.Tensor) -> torch.Tensor:
+    """
+    Sums `chunk_loss` over chunks of tokens, with the logits of one chunk in memory at a time.
+
+    The backward pass computes them again, so that neither pass holds more than `MAX_LOGITS_IN_MEMORY` of them.
+
+    Args:
+        chunk_loss (`Callable`): Maps chunks of the tensors to a scalar.
+        vocab_size (`int`): Logits per token.
+        tensors (`torch.Tensor` of shape `(batch_size, sequence_length, ...)`): Cut into chunks along the tokens.
+    """
+    tokens_per_chunk = max(1, MAX_LOGITS_IN_MEMORY // vocab_size)
+    chunks = zip(*(tensor.flatten(0, 1).split(tokens_per_chunk) for tensor in tensors), strict=True)
+    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
 def chunked_cross_entropy(
     lm_head: Callable[[torch.Tensor], torch.Tensor],
     hidden_states: torch.Tensor,
@@ -38,8 +54,6 @@ def chunked_cross_entropy(
 ) -> torch.Tensor:
     """
     `summed_cross_entropy(lm_head(hidden_states), targets)` with the logits of a few tokens in memory at a time.
-
-    The backward pass computes them again, so that neither pass holds more than `MAX_LOGITS_IN_MEMORY` of them.
 
     Args:
         lm_head (`Callable`): Maps `(tokens, hidden_size)` to `(tokens, vocab_size)`.
@@ -54,14 +68,35 @@ def chunked_cross_entropy(
     def chunk_loss(hidden_chunk, target_chunk):
         return summed_cross_entropy(lm_head(hidden_chunk), target_chunk)
 
-    tokens_per_chunk = max(1, MAX_LOGITS_IN_MEMORY // vocab_size)
-    hidden_chunks = hidden_states.flatten(0, 1).split(tokens_per_chunk)
-    target_chunks = targets.flatten().split(tokens_per_chunk)
-    losses = [
-        checkpoint(chunk_loss, hidden, target, use_reentrant=False)
-        for hidden, target in zip(hidden_chunks, target_chunks, strict=True)
-    ]
-    return torch.stack(losses).sum()
+    return sum_over_chunks(chunk_loss, vocab_size, hidden_states, targets)
+
+
+def chunked_divergence(
+    lm_head: Callable[[torch.Tensor], torch.Tensor],
+    hidden_states: torch.Tensor,
+    teacher_head: Callable[[torch.Tensor], torch.Tensor],
+    teacher_states: torch.Tensor,
+    counted: torch.BoolTensor,
+    vocab_size: int,
+) -> torch.Tensor:
+    """
+    Sum of KL(teacher || student) of the next token over the positions that are counted, in nats.
+
+    Args:
+        lm_head, teacher_head (`Callable`): Map hidden states to logits; the student may have more tokens, at the end.
+        hidden_states, teacher_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Of the
+            same tokens; each has its own `hidden_size`.
+        counted (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): Positions that count.
+        vocab_size (`int`): Logits per token.
+    """
+
+    def chunk_loss(hidden_chunk, teacher_chunk, counted_chunk):
+        teacher = teacher_head(teacher_chunk).float().log_softmax(dim=-1)
+        student = lm_head(hidden_chunk).float().log_softmax(dim=-1)[:, : teacher.shape[-1]]
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
+        return (divergence * counted_chunk).sum()
+
+    return sum_over_chunks(chunk_loss, vocab_size, hidden_states, teacher_states, counted)
 
 
 def mean_over_targets(
@@ -75,4 +110,10 @@ def mean_over_targets(
     return summed_loss / num_items_in_batch
 
 
-__all__ = ["chunked_cross_entropy", "mean_over_targets", "shift_labels_left", "summed_cross_entropy"]
+__all__ = [
+    "chunked_cross_entropy",
+    "chunked_divergence",
+    "mean_over_targets",
+    "shift_labels_left",
+    "summed_cross_entropy",
+]

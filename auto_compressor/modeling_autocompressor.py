@@ -538,6 +538,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         return AutoCompressorOutput(
             loss=loss,
             logits=logits,
+            last_hidden_state=last_hidden_state,
             past_key_values=cache,
             softprompt=softprompt,
             softprompt_attention_mask=softprompt_attention_mask,

@@ -3,6 +3,7 @@
 #     bash run/train.sh                                        # OPT-125M on one GPU, the published data
 #     BASE=opt-2.7b NUM_GPUS=8 bash run/train.sh --fast_attention
 #     BASE=smollm2 NUM_GPUS=0 bash run/train.sh                # no hub, no GPU, the bundled text
+#     CML=8 bash run/train.sh --compression_lambda 0.1         # the model decides: up to 8 summary vectors per segment
 #     MODE=RMT bash run/train.sh                               # baseline: the last summary vectors only
 #     MODE=FA bash run/train.sh                                # baseline: full attention, no summary vectors
 # A run that was killed goes on from its last whole checkpoint when it is started again.
@@ -21,6 +22,7 @@ NODE=${NODE:-localhost}         # host of the first node
 SEG=${SEG:-2}                   # segments per substep
 SUB=${SUB:-2}                   # substeps per sequence
 SUM=${SUM:-50}                  # summary vectors per segment
+CML=${CML:-0}                   # most summary vectors, where the model decides their number (0: SUM of them)
 ACC=${ACC:-true}                # keep the summary vectors of all earlier segments
 RAND=${RAND:-true}              # draw the segment lengths
 CHECK=${CHECK:-false}           # segment gradient checkpointing
@@ -33,11 +35,11 @@ EVAL_SETS=${EVAL_SETS-default}
 
 fail() { echo "train.sh: error: $*" >&2; exit 1; }
 
-[ -z "${CML:-}" ] || fail "CML sets variable-length summaries, which this version does not train; SUM sets a fixed number."
+[[ $CML =~ ^[0-9]+$ ]] || fail "CML must be 0 or a number of summary vectors, got $CML."
 case $MODE in
     CP) ;;
     RMT) ACC=false ;;
-    FA) SUM=0 ;;
+    FA) SUM=0 CML=0 ;;
     *) fail "MODE must be CP, RMT or FA, got $MODE." ;;
 esac
 
@@ -58,7 +60,8 @@ fi
 devices=$((NUM_GPUS > 0 ? NUM_GPUS * NUM_NODES : 1))
 [ $((BATCH % (devices * SEQ))) = 0 ] || fail "BATCH=$BATCH must be a multiple of GPUs x SEQ = $devices x $SEQ."
 
-name="ac_$(basename "$BASE")_sub${SUB}_seg${SEG}_sum${SUM}_lr${LR}_bsz${BATCH}"
+[ "$CML" = 0 ] && length="sum$SUM" || length="cml$CML"
+name="ac_$(basename "$BASE")_sub${SUB}_seg${SEG}_${length}_lr${LR}_bsz${BATCH}"
 [ "$RAND" = true ] && name+=_rand
 [ "$ACC" = true ] && name+=_accu
 [ "$CHECK" = true ] && name+=_check
@@ -86,6 +89,7 @@ arguments=(
     --logging_steps 10
     --max_eval_samples 2000
     --summary_length "$SUM"
+    --compression_max_len "$CML"
     --accumulate_summary "$ACC"
     --training_substeps "$SUB"
     --segments_per_substep "$SEG"

@@ -138,7 +138,7 @@ def test_perplexity_is_compare_contexts(folder, model, ids, text_file, tmp_path,
     rows = [line.split(",") for line in table.read_text().splitlines()][1:]
     assert [row[0] for row in rows] == [result.context for result in results]
     for row, result in zip(rows, results, strict=True):
-        assert int(row[1]) == result.positions
+        assert float(row[1]) == result.positions
         assert float(row[2]) == pytest.approx(result.perplexity, rel=1e-5)
     assert "full context" in capsys.readouterr().out
 

@@ -211,7 +211,7 @@ def test_published_substeps(case, tmp_path):
     inputs, expected = tensors(case["inputs"]), case["expected"]
     # The number of targets is what the published code does without.
     loss = trainer.training_step(model, inputs, num_items_in_batch=torch.tensor(1))
-    assert_close(trainer.substep_losses, TENSORS[expected["substep_losses"]].flatten(), **VALUES)
+    assert_close(torch.stack([*trainer.sums.values()]), TENSORS[expected["substep_losses"]].flatten(), **VALUES)
     assert_close(loss, TENSORS[expected["mean_loss"]].squeeze(), **VALUES)
     for name, gradient in tensors(expected["grads"]).items():
         assert_close(model.get_parameter(name).grad, gradient, **GRADIENTS)
@@ -452,10 +452,16 @@ def uninterrupted_run(tmp_path_factory):
 
 @torch.no_grad()
 def brute_force_sums(model, rows, substeps, borders=True, full_attention=False):
-    """Sums [nll, correct, targets] for every (substep, segment): each row by itself, one forward call per segment."""
+    """
+    Sums [nll, correct, targets, vectors] for every (substep, segment): each row by itself, one forward call per
+    segment.
+    """
     ends = torch.tensor(sum(substeps, [])).cumsum(dim=0).tolist()
     substep_ends = torch.tensor([sum(segments) for segments in substeps]).cumsum(dim=0).tolist()
-    sums = torch.zeros(len(ends), 3, dtype=torch.double)
+    sums = torch.zeros(len(ends), 4, dtype=torch.double)
+    if not full_attention:
+        # Nobody reads the summary of the last segment.
+        sums[:-1, 3] = model.config.summary_length * len(rows)
     for row in rows:
         ids, mask, labels = (row[name][None, -ends[-1] :] for name in ("input_ids", "attention_mask", "labels"))
         logits, softprompt = [], None
@@ -469,17 +475,18 @@ def brute_force_sums(model, rows, substeps, borders=True, full_attention=False):
             if target != -100 and (borders or position + 1 not in substep_ends):
                 nll = -logits[position].double().log_softmax(dim=-1)[target]
                 segment = sum(end <= position for end in ends)
-                sums[segment] += torch.tensor([nll, logits[position].argmax() == target, 1])
-    return sums.view(len(substeps), -1, 3)
+                sums[segment] += torch.tensor([nll, logits[position].argmax() == target, 1, 0])
+    return sums.view(len(substeps), -1, 4)
 
 
-def expected_metrics(sums):
+def expected_metrics(sums, num_rows):
     """The metrics by name, from the sums of `brute_force_sums`."""
 
     def metrics(prefix, part):
-        nll, correct, tokens = part.view(-1, 3).sum(dim=0).tolist()
+        nll, correct, tokens, vectors = part.view(-1, 4).sum(dim=0).tolist()
         values = {"perplexity": math.exp(nll / tokens), "accuracy": correct / tokens} if tokens else {}
-        return {prefix + name: value for name, value in ({"tokens": int(tokens)} | values).items()}
+        values |= {"tokens": int(tokens), "vectors": vectors / num_rows}
+        return {prefix + name: value for name, value in values.items()}
 
     expected = metrics("", sums)
     expected["loss"] = math.log(expected["perplexity"])
@@ -519,7 +526,7 @@ def test_evaluation_equals_brute_force(family, settings, tmp_path):
     borders, full_attention = settings.get("predict_substep_borders", True), settings.get("full_attention", False)
     sums = brute_force_sums(model, rows, substeps, borders, full_attention)
     metrics = trainer.evaluate()
-    assert_close(without_speed(metrics), expected_metrics(sums), rtol=1e-5, atol=1e-6)
+    assert_close(without_speed(metrics), expected_metrics(sums, len(rows)), rtol=1e-5, atol=1e-6)
     assert without_speed(trainer.evaluate()) == without_speed(metrics)
     if settings.get("segment_lengths") == [6, 1]:
         assert metrics["eval_substep_1_segment_1_tokens"] == 0
@@ -545,7 +552,7 @@ def test_named_validation_sets(tmp_path):
         logged |= {name: value for name, value in logs.items() if logs["step"] == 2 and name.startswith("eval_")}
     metrics = trainer.evaluate()
     for name, substeps in {"short": [[4, 4]] * 2, "long": [[6, 6]] * 2}.items():
-        expected = expected_metrics(brute_force_sums(model.eval(), sets[name], substeps))
+        expected = expected_metrics(brute_force_sums(model.eval(), sets[name], substeps), len(sets[name]))
         for found in (metrics, logged):
             found = {key: value for key, value in found.items() if key.startswith(f"eval_{name}_")}
             assert_close(without_speed(found, f"eval_{name}_"), expected, rtol=1e-5, atol=1e-6)

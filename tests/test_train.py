@@ -176,7 +176,7 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
     arguments = ["--model_name_or_path", base, *SEGMENTS]
     model_args = ModelArguments(model_name_or_path=base, lora=True)
     training_args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, summary_length=4)
-    model = train.add_lora(train.load_model(model_args, training_args), model_args, training_args)
+    model = train.add_lora(train.load_model_and_tokenizer(model_args, training_args)[0], model_args, training_args)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "embed_summary.modules_to_save" in name for name in trainable)
 
@@ -203,7 +203,7 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
     merged = load_autocompressor(str(first)).eval()
     assert merged.config.summary_length == 4
     assert torch.equal(merged.embed_summary.weight, adapters["base_model.model.embed_summary.weight"])
-    adapted = PeftModel.from_pretrained(train.load_model(model_args, training_args), first).eval()
+    adapted = PeftModel.from_pretrained(train.load_model_and_tokenizer(model_args, training_args)[0], first).eval()
     ids = torch.randint(3, 64, (2, 24))
     for call in (lambda model: model.compress(ids, segment_lengths=8), lambda model: model(ids).logits):
         assert_close(call(merged), call(adapted), rtol=0, atol=1e-5)
@@ -363,7 +363,7 @@ def test_run_train_end_to_end(cache_dir, tmp_path):
     "variables, message",
     [
         ({"MODE": "XX"}, "MODE must be CP, RMT or FA, got XX"),
-        ({"CML": "5"}, "CML"),
+        ({"CML": "many"}, "CML must be 0 or a number of summary vectors, got many"),
         ({"BATCH": "16", "SEQ": "3"}, "BATCH=16 must be a multiple of GPUs x SEQ = 1 x 3"),
     ],
 )

@@ -13,6 +13,12 @@ def add_model_arguments(parser: argparse.ArgumentParser):
     )
 
 
+def add_budget_argument(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--max-summary-length", type=int, help="most summary vectors per segment (default: all that the model makes)"
+    )
+
+
 def resolve_device(name: str | None):
     """
     Returns the device of `--device`; without a name, cuda where there is one, else cpu.
@@ -48,6 +54,7 @@ def load_model(args: argparse.Namespace):
     from transformers.utils import logging
 
     from ..bases import load_autocompressor
+    from ..control_tokens import check_tokenizer
 
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
@@ -55,7 +62,9 @@ def load_model(args: argparse.Namespace):
     device = resolve_device(args.device)
     dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     model = load_autocompressor(args.model, dtype=dtype).eval()
-    return model.to(device), load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model)
+    check_tokenizer(tokenizer, model.config)
+    return model.to(device), tokenizer
 
 
 def read_text(path: str) -> str:

@@ -5,7 +5,7 @@ import csv
 from pathlib import Path
 
 from ..bundled import BUNDLED_VALIDATION_TEXT
-from .common import add_model_arguments, load_model, progress_bar, read_text, token_ids
+from .common import add_budget_argument, add_model_arguments, load_model, progress_bar, read_text, token_ids
 
 
 NAME = "perplexity"
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--max-sequences", type=int, help="use only the first sequences of the text")
     parser.add_argument("--batch-size", type=int, default=16, help="2 or more")
     parser.add_argument("-o", "--output", type=Path, help="also write the table as CSV")
+    add_budget_argument(parser)
     add_model_arguments(parser)
 
 
@@ -46,7 +47,7 @@ def print_table(results):
     ):
         table.add_column(column, justify=justify)
     for result in results:
-        table.add_row(result.context, str(result.positions), f"{result.perplexity:.2f}", f"{result.accuracy:.2%}")
+        table.add_row(result.context, f"{result.positions:.3g}", f"{result.perplexity:.2f}", f"{result.accuracy:.2%}")
     Console().print(table)
 
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace):
     batches = cut_sequences(input_ids, sum(args.segment_lengths), args.max_sequences, args.batch_size)
     with progress_bar() as progress:
         batches = progress.track(batches, description="Predicting")
-        results = compare_contexts(model, batches, args.segment_lengths, full)
+        results = compare_contexts(model, batches, args.segment_lengths, full, args.max_summary_length)
     print_table(results)
     if args.output is not None:
         write_results(results, args.output)

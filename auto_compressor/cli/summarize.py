@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from .common import add_model_arguments, load_model, progress_bar, read_text, token_ids
+from .common import add_budget_argument, add_model_arguments, load_model, progress_bar, read_text, token_ids
 
 
 NAME = "summarize"
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--segment-length", type=int, help="tokens per segment (default: equal ones that fit the model)"
     )
+    add_budget_argument(parser)
     add_model_arguments(parser)
 
 
@@ -28,7 +29,7 @@ def check_output(path: Path):
         raise IsADirectoryError(f"--output {path} must be a file, it is a folder.")
 
 
-def compress_with_progress(model, input_ids, segment_length: int | None):
+def compress_with_progress(model, input_ids, segment_length: int | None, max_summary_length: int | None):
     """Returns `model.compress(input_ids)`, segment by segment under a progress bar."""
     from ..segments import resolve_segment_lengths
 
@@ -40,7 +41,12 @@ def compress_with_progress(model, input_ids, segment_length: int | None):
     segments = input_ids.split(segment_lengths, dim=1)
     with progress_bar() as progress:
         for segment in progress.track(segments, description="Compressing segments"):
-            softprompt = model.compress(segment, segment_lengths=segment.shape[1], softprompt=softprompt)
+            softprompt = model.compress(
+                segment,
+                segment_lengths=segment.shape[1],
+                softprompt=softprompt,
+                max_summary_length=max_summary_length,
+            )
     return softprompt
 
 
@@ -62,11 +68,13 @@ def run(args: argparse.Namespace):
     from ..softprompts import save_softprompt
 
     check_output(args.output)
+    if args.max_summary_length is not None and args.max_summary_length < 1:
+        raise ValueError(f"--max-summary-length must be 1 or more, got {args.max_summary_length}.")
     text = read_text(args.file)
     model, tokenizer = load_model(args)
     input_ids = token_ids(tokenizer, text, model.device)
     start = time.perf_counter()
-    softprompt = compress_with_progress(model, input_ids, args.segment_length)
+    softprompt = compress_with_progress(model, input_ids, args.segment_length, args.max_summary_length)
     seconds = time.perf_counter() - start
     save_softprompt(args.output, softprompt, model, num_tokens=input_ids.shape[1])
     print_summary(input_ids.shape[1], len(text.encode()), softprompt, args.output, seconds)

@@ -17,16 +17,23 @@ class ContextResult:
 
     Args:
         context (`str`): The form: none, summary vectors, those of another text (the control), or all tokens.
-        positions (`int`): Columns that the context takes up in front of the text.
+        seen (`int`): Columns in front of the texts that were attended to, summed over the texts.
+        texts (`int`): Texts predicted.
         nll (`float`): Summed negative log-likelihood of the predicted tokens, in nats.
         correct (`int`), tokens (`int`): Tokens predicted right, and predicted.
     """
 
     context: str
-    positions: int = 0
+    seen: int = 0
+    texts: int = 0
     nll: float = 0.0
     correct: int = 0
     tokens: int = 0
+
+    @property
+    def positions(self) -> float:
+        """Columns that the context takes up in front of a text, on average."""
+        return self.seen / self.texts
 
     @property
     def perplexity(self) -> float:
@@ -36,9 +43,10 @@ class ContextResult:
     def accuracy(self) -> float:
         return self.correct / self.tokens
 
-    def add(self, logits: torch.Tensor, targets: torch.LongTensor, positions: int):
+    def add(self, logits: torch.Tensor, targets: torch.LongTensor, seen: int):
         """Counts a batch: `logits` `(batch, length, vocab_size)` for `targets` `(batch, length)`."""
-        self.positions = positions
+        self.seen += seen
+        self.texts += targets.shape[0]
         self.nll += summed_cross_entropy(logits, targets).item()
         self.correct += (logits.argmax(dim=-1) == targets).sum().item()
         self.tokens += targets.numel()
@@ -58,6 +66,7 @@ def compare_contexts(
     batches: Iterable[torch.LongTensor],
     segment_lengths: list[int],
     full_context_model: PreTrainedModel | None = None,
+    max_summary_length: int | None = None,
 ) -> list[ContextResult]:
     """
     Predicts the last segment of each text after four forms of the segments before it.
@@ -70,6 +79,7 @@ def compare_contexts(
         batches (`Iterable[torch.LongTensor]`): Texts `(batch_size of 2 or more, length)`, on the model's device.
         segment_lengths (`list[int]`): Two or more segments that sum to `length`; the last one is predicted.
         full_context_model (`PreTrainedModel`, *optional*): Reads the whole context in place of `model`.
+        max_summary_length (`int`, *optional*): Most summary vectors per segment.
 
     Returns:
         `list[ContextResult]`: One for each form.
@@ -85,12 +95,14 @@ def compare_contexts(
         if batch.shape[0] < 2:
             raise ValueError("`batches` must have two or more rows: the control exchanges their summary vectors.")
         context, text = batch.split([context_length, length], dim=1)
-        summary = model.compress(context, segment_lengths=segment_lengths[:-1])
-        for name, softprompt in ((NO_CONTEXT, None), (SUMMARY, summary), (OTHER_SUMMARY, summary.roll(1, dims=0))):
-            logits = model(text, softprompt=softprompt, use_cache=False).logits[:, :-1]
-            results[name].add(logits, text[:, 1:], 0 if softprompt is None else softprompt.shape[1])
+        budget = {"max_summary_length": max_summary_length, "return_attention_mask": True}
+        summary = model.compress(context, segment_lengths=segment_lengths[:-1], **budget)
+        other = tuple(tensor.roll(1, dims=0) for tensor in summary)
+        for name, (softprompt, mask) in ((NO_CONTEXT, (None, None)), (SUMMARY, summary), (OTHER_SUMMARY, other)):
+            outputs = model(text, softprompt=softprompt, softprompt_attention_mask=mask, use_cache=False)
+            results[name].add(outputs.logits[:, :-1], text[:, 1:], 0 if mask is None else int(mask.sum()))
         logits = (full_context_model or model)(batch, use_cache=False, logits_to_keep=length).logits[:, :-1]
-        results[FULL_CONTEXT].add(logits, text[:, 1:], context_length)
+        results[FULL_CONTEXT].add(logits, text[:, 1:], context.numel())
     if not results[NO_CONTEXT].tokens:
         raise ValueError("`batches` must hold at least one batch of texts.")
     return list(results.values())
