@@ -631,13 +631,13 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         if segment_lengths is None:
             segment_lengths = self.default_segment_lengths(text.shape[1])
         lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
-        check_segments(segment_lengths, lengths, 0, self.max_segment_length)
         attention_mask = check_attention_mask(attention_mask, text, 0, 0)
         is_sum = None
         if config.variable_length:
             given = {"input_ids": input_ids, "attention_mask": attention_mask}
             input_ids, attention_mask, lengths = self._append_sum_tokens(given, lengths)
             is_sum = self._sum_mask(input_ids, attention_mask)
+        check_segments(segment_lengths, lengths, 0, self.max_segment_length)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         softprompt, mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
         num_summary = resolve_num_summary(max_summary_length, config)
