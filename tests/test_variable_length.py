@@ -393,7 +393,7 @@ def test_eager_equals_sdpa(name, training):
         kwargs = {"softprompt": random_softprompt(model, 2, 3), "softprompt_attention_mask": mask}
         results.append(tensors_of(model(ids, segment_lengths=LENGTHS, output_softprompt=True, **kwargs)))
     # Eager attention takes its softmax in float32.
-    assert_close(*results, rtol=1e-4, atol=1e-4)
+    assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["opt", "llama"])
