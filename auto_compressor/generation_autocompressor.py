@@ -91,7 +91,7 @@ class AutoCompressorGenerationMixin:
 
     def _append_sum_tokens(self, inputs: dict[str, torch.Tensor | None], segment_lengths: list[int], **kwargs):
         """Returns `input_ids`, `attention_mask` (if there is one) and `segment_lengths` with `<sum>`."""
-        check_control_tokens(self.config, inputs["input_ids"], self.get_input_embeddings().num_embeddings)
+        check_control_tokens(self.config, inputs["input_ids"])
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         longer, lengths = append_sum_tokens(given, segment_lengths, self.config.sum_token_id, **kwargs)
         return longer["input_ids"], longer.get("attention_mask"), lengths

@@ -110,7 +110,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
 
     def setup_autocompressor(self):
         """Adds the modules of an AutoCompressor to those of the base model."""
-        config, embedding_dim = self.config, self.get_input_embeddings().embedding_dim
+        config, embedding_dim = self.config, self.embedding_dim
         num_fixed = 0 if config.variable_length else config.summary_length
         self.embed_summary = nn.Embedding(num_fixed, embedding_dim) if num_fixed > 0 else None
         self.stop_head = nn.Linear(embedding_dim, 1) if config.variable_length else None
@@ -177,6 +177,11 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         others, and be missed.
         """
         return self.summary_takes_positions and not self.config.variable_length
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the embeddings, and so of the summary vectors."""
+        return self.config.hidden_size
 
     @property
     def max_segment_length(self) -> int | None:
@@ -492,12 +497,12 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         ```"""
         use_cache = self.config.use_cache if use_cache is None else use_cache
         shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
-        check_text(input_ids, inputs_embeds, self.get_input_embeddings().embedding_dim)
+        check_text(input_ids, inputs_embeds, self.embedding_dim)
         text = input_ids if inputs_embeds is None else inputs_embeds
         lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
         unrolls = self.config.variable_length and (output_softprompt or len(lengths) > 1)
         if unrolls:
-            check_control_tokens(self.config, input_ids, self.get_input_embeddings().num_embeddings)
+            check_control_tokens(self.config, input_ids)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         check_position_ids(position_ids, inputs_embeds)
         cache = self._prepare_cache(past_key_values, use_cache)
@@ -628,7 +633,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         if config.summary_length == 0 and not config.variable_length:
             raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
         text = input_ids if inputs_embeds is None else inputs_embeds
-        check_text(input_ids, inputs_embeds, self.get_input_embeddings().embedding_dim)
+        check_text(input_ids, inputs_embeds, self.embedding_dim)
         if segment_lengths is None:
             segment_lengths = self.default_segment_lengths(text.shape[1])
         lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
@@ -657,7 +662,6 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         return softprompt
 
     def _text_embeds(self, input_ids, inputs_embeds) -> torch.Tensor:
-        check_text(input_ids, inputs_embeds, self.get_input_embeddings().embedding_dim)
         return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool) -> SoftpromptCache | None:
@@ -690,6 +694,10 @@ class OPTAutoCompressorModel(AutoCompressorMixin, OPTForCausalLM):
 
     config: OPTAutoCompressorConfig
     summary_takes_positions = False
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.config.word_embed_proj_dim
 
     def setup_autocompressor(self):
         config = self.config
