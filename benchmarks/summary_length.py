@@ -39,7 +39,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 ROOT = Path(__file__).parents[1]
 COMMON = """--do_train --use_cpu --save_strategy no --lr_scheduler_type cosine --weight_decay 0.1 --adam_beta2 0.95
     --per_device_train_batch_size 4 --warmup_steps 50 --logging_steps 50 --block_size 256 --report_to none""".split()
-LAMBDAS = (0.0, 0.3, 1.0, 3.0, 10.0)
+LAMBDAS = (0.0, 0.01, 0.03, 0.1, 0.3)
 LENGTHS = (1, 2, 4, 8)
 BUDGETS = (1, 5, 10, 25, 50)
 SEGMENTS = {"length": [64, 64, 64, 64], "budget": [128, 128]}
@@ -87,7 +87,7 @@ def run_train_py(folder: Path, flags: list[str]):
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "train.py", *COMMON, *flags, "--output_dir", str(folder.resolve())]
-    with folder.with_suffix(".log").open("w") as log:
+    with Path(f"{folder}.log").open("w") as log:
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         raise RuntimeError(f"train.py stopped with {done.returncode}, see {log.name}.")
