@@ -18,6 +18,7 @@ from modeling_testing import (
     all_autocompressors,
     both_families,
     gradients,
+    opt_and_llama,
     pad_rows,
     random_ids,
     random_softprompt,
@@ -201,7 +202,7 @@ def test_sampling(name):
     assert not torch.equal(sequences[0], sequences[2])
 
 
-@all_autocompressors
+@opt_and_llama
 @pytest.mark.parametrize("accumulate_summary", [True, False])
 @pytest.mark.parametrize("max_summary_length", [None, 2])
 def test_generate_with_segments(name, accumulate_summary, max_summary_length):
@@ -292,7 +293,7 @@ def test_control_tokens_are_never_generated(name):
 # Budgets
 
 
-@all_autocompressors
+@opt_and_llama
 @pytest.mark.parametrize("accumulate_summary", [True, False])
 @torch.no_grad()
 def test_fixed_budget_equals_a_shorter_summary(name, accumulate_summary):
