@@ -290,6 +290,25 @@ def test_control_tokens_are_never_generated(name):
     assert config.suppress_tokens == [favourite] and model.generation_config.suppress_tokens is None
 
 
+@opt_and_llama
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@torch.no_grad()
+def test_compression_leaves_the_cache(name, training):
+    """The steps' keys are taken out again, and a cached text is summarised as a whole one."""
+    model, ids = variable_autocompressor(name).train(training), segmented_ids(3, [4, 5, 3])
+    whole, call = {"use_cache": False}, {"output_softprompt": True}
+    first = model(ids[:, :9], segment_lengths=[4, 5], use_cache=True, **call)
+    # `<sum>` of the first segment is no text.
+    assert first.past_key_values.get_seq_length() == 8
+    expected = model(ids[:, :9], segment_lengths=[4, 5], **whole, **call)
+    assert_close(first.softprompt, expected.softprompt, **DOUBLE)
+    second = model(ids[:, 9:], past_key_values=first.past_key_values, **call)
+    expected = model(ids, segment_lengths=[4, 8], **whole, **call)
+    assert_close(second.logits, expected.logits[:, 9:], **DOUBLE)
+    assert_close(second.softprompt, expected.softprompt, **DOUBLE)
+    assert_close(second.softprompt_attention_mask, expected.softprompt_attention_mask, **DOUBLE)
+
+
 # Budgets
 
 
