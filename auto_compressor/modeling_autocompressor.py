@@ -263,7 +263,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         summary = self._summary_embeds(inputs_embeds, num_summary)
         check_window(self.config, softprompt.shape[1] + cached_length + length + num_summary)
         if variable_length and num_summary > 0 and cache is None:
-            cache = SoftpromptCache.from_cache(None, self.config)
+            cache = SoftpromptCache.from_cache(None)
 
         softprompt_mask = mask_or_ones(softprompt_attention_mask, softprompt.shape[1], device)
         text_mask = mask_or_ones(attention_mask, cached_length + length, device)
@@ -668,7 +668,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         """Returns the cache to continue or to fill, if any; transformers' gradient checkpointing drops caches."""
         if past_key_values is None and not use_cache:
             return None
-        cache = SoftpromptCache.from_cache(past_key_values, self.config)
+        cache = SoftpromptCache.from_cache(past_key_values)
         if not drops_caches(self):
             return cache
         if not cache.is_empty:
