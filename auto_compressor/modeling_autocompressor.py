@@ -626,12 +626,16 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             `return_attention_mask`, a tuple with the `torch.LongTensor` of shape `(batch_size, softprompt_length)`.
 
         Raises:
-            ValueError: as `forward`; if the model makes no summary vectors; if rows have different numbers of vectors
-                and the mask is not asked for.
+            ValueError: as `forward`; if the model makes no summary vectors, or is in training mode and would make a
+                variable number of them; if rows have different numbers of them and the mask is not asked for.
         """
         config = self.config
         if config.summary_length == 0 and not config.variable_length:
             raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
+        if config.variable_length and self.training:
+            raise ValueError(
+                "`compress` is for inference: call `model.eval()` before, in training lengths are weights."
+            )
         text = input_ids if inputs_embeds is None else inputs_embeds
         check_text(input_ids, inputs_embeds, self.embedding_dim)
         if segment_lengths is None:

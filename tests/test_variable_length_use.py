@@ -549,6 +549,7 @@ BAD_CALLS = {
         "return_attention_mask",
         lambda m: m.compress(random_ids(16, 12, seed=4), segment_lengths=4),
     ),
+    "compress in training": ("model.eval", lambda m: m.train().compress(random_ids(1, 12))),
     "weights of another shape": (
         "softprompt_attention_mask",
         lambda m: m(IDS, softprompt=random_softprompt(m, 2, 3), softprompt_attention_mask=torch.rand(2, 4)),
