@@ -317,7 +317,7 @@ def test_control_tokens_of_tokenizer_and_model(tmp_path):
     text = tokenizer.decode([*tokenizer("The king")["input_ids"], *ids.values()], skip_special_tokens=True)
     assert text.strip() == "The king"
     tokenizer.save_pretrained(tmp_path)
-    model = make_model(vocab_size=before, **ids)
+    model = make_model(vocab_size=before, **ids).eval()
     check_tokenizer(AutoTokenizer.from_pretrained(tmp_path), model.config)
     with pytest.raises(ValueError, match="sum_token_id.*add_control_tokens"):
         check_tokenizer(AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER), model.config)

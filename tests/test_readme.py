@@ -66,29 +66,26 @@ def test_shell_blocks_are_valid():
 
 
 def test_recipe_for_another_base():
-    """The class of the README, with its config, on a base that the package does not name."""
+    """The classes of the README, on a base that the package does not name."""
     code = """
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
+from auto_compressor import AutoCompressorMixin
 from auto_compressor.configuration_autocompressor import AutoCompressorConfigMixin
-from auto_compressor.modeling_autocompressor import AutoCompressorMixin
-
-@strict
-class MistralAutoCompressorConfig(AutoCompressorConfigMixin, MistralConfig):
-    model_type = "mistral_autocompressor"
-    base_model_type = "mistral"
 """
-    code += next(block for language, block in BLOCKS if "MistralForCausalLM" in block)
+    code += next(block for language, block in BLOCKS if "Phi3ForCausalLM" in block)
     code += """
 sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-config = MistralAutoCompressorConfig(**sizes, num_key_value_heads=2, sliding_window=None, summary_length=3)
-model = MistralAutoCompressorModel(config).eval()
-ids = torch.randint(3, 64, (1, 12))
-softprompt = model.compress(ids, segment_lengths=6)
-cached = model.generate(ids, softprompt=softprompt, max_new_tokens=4, do_sample=False)
-uncached = model.generate(ids, softprompt=softprompt, max_new_tokens=4, do_sample=False, use_cache=False)
-print(softprompt.shape[1], torch.equal(cached, uncached))
+kinds = dict(summary_length=3), dict(sum_token_id=62, eoc_token_id=63, compression_max_len=3)
+for kind in kinds:
+    config = Phi3AutoCompressorConfig(**sizes, **kind, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(3, 62, (1, 12))
+    softprompt = model.compress(ids, segment_lengths=6)
+    cached = model.generate(ids, softprompt=softprompt, max_new_tokens=4, do_sample=False)
+    uncached = model.generate(ids, softprompt=softprompt, max_new_tokens=4, do_sample=False, use_cache=False)
+    print(type(model).__name__, softprompt.shape[1], torch.equal(cached, uncached))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == ["6", "True"], done.stderr
+    assert done.stdout.split() == ["Phi3AutoCompressorModel", "6", "True"] * 2, done.stderr

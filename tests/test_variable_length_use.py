@@ -108,6 +108,7 @@ class VariableLengthTests(CausalLMTests):
             "loss": (),
             "length_penalty": (),
             "logits": (2, 11, model.config.vocab_size),
+            "last_hidden_state": (2, 11, model.get_input_embeddings().embedding_dim),
             "softprompt": (2, length, model.get_input_embeddings().embedding_dim),
             "softprompt_attention_mask": (2, length),
         }
