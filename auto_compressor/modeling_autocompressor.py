@@ -286,17 +286,12 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             **kwargs,
         )
         text = slice(prefix.shape[1], prefix.shape[1] + length)
-        new, relative = None, None
-        if variable_length and num_summary > 0:
-            sum_state = outputs.last_hidden_state[:, text.stop - 1 : text.stop]
-            new = self.compress_context(sum_state, is_sum[:, -1:], cache, key_weights, positions[2])
+        end_states = outputs.last_hidden_state[:, text.stop - 1 :]
+        new = self._summarize(end_states, num_summary, is_sum, has_text, cache, key_weights, positions[2])
+        relative = None
+        if variable_length and new is not None:
             num_tokens = text_mask.sum(dim=1) - is_sum.sum(dim=1)
             relative = relative_lengths(new.weights, num_tokens, softprompt_mask, self.config.compression_alpha)
-        elif num_summary > 0:
-            weights = None if has_text is None else has_text.expand(-1, num_summary)
-            new = SegmentSummary(outputs.last_hidden_state[:, text.stop :].to(softprompt.dtype), weights)
-            if cache is not None:
-                cache.crop(-num_summary)
         return SegmentOutput(
             outputs.last_hidden_state[:, text],
             *self._carry(softprompt, softprompt_attention_mask, new),
@@ -305,6 +300,25 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             outputs.hidden_states and tuple(layer[:, text] for layer in outputs.hidden_states),
             outputs.attentions,
         )
+
+    def _summarize(
+        self,
+        end_states: torch.Tensor,
+        num_summary: int,
+        is_sum: torch.BoolTensor | None,
+        has_text: torch.LongTensor | None,
+        cache: SoftpromptCache | None,
+        key_weights: torch.Tensor,
+        positions: torch.LongTensor,
+    ) -> SegmentSummary | None:
+        """New summary vectors, from the last hidden states of the last text token and the summary embeddings."""
+        if num_summary == 0:
+            return None
+        if self.config.variable_length:
+            return self.compress_context(end_states, is_sum[:, -1:], cache, key_weights, positions)
+        if cache is not None:
+            cache.crop(-num_summary)
+        return SegmentSummary(end_states[:, 1:], None if has_text is None else has_text.expand(-1, num_summary))
 
     def compress_context(
         self,
