@@ -12,7 +12,7 @@ BLOCK=${BLOCK:-8192}            # tokens per sequence
 SEGLEN=${SEGLEN:-2048 2048}     # tokens per segment of a substep; the last sum x SUB tokens are used
 SUB=${SUB:-1}                   # substeps per sequence
 SUM=${SUM:-50}                  # summary vectors per segment
-CML=${CML:-0}                   # most summary vectors, where the adapters decide their number (0: SUM of them)
+CML=${CML-}                     # most summary vectors, where adapters decide their number; empty: as in BASE
 ACC=${ACC:-true}                # keep the summary vectors of all earlier segments
 SEQ=${SEQ:-2}                   # sequences per GPU at a time
 NUM_GPUS=${NUM_GPUS:-1}         # 0 runs on the CPU
@@ -34,12 +34,12 @@ arguments=(
     --segments_per_substep "$(wc -w <<< "$SEGLEN")"
     --training_substeps "$SUB"
     --summary_length "$SUM"
-    --compression_max_len "$CML"
     --accumulate_summary "$ACC"
     --per_device_eval_batch_size "$SEQ"
     --max_eval_samples "$MAXEVAL"
 )
 [ -n "$NAME" ] && arguments+=(--lora_path "$NAME")
+[ -n "$CML" ] && arguments+=(--compression_max_len "$CML")
 [ -n "$SETS" ] && arguments+=(--preprocessed_validation_datasets $SETS)
 [ "$MODE" = FA ] && arguments+=(--full_attention)
 
