@@ -23,25 +23,8 @@ KEYS = (
     "sea servant sheep silver son stone sword temple tent tree valley vine voice wall water wife wind woman"
 ).split()
 
+# What introduces an answer, in the text and in the question, and the answer.
 Fact = tuple[str, str]
-
-
-def passkey_facts(rng: random.Random, digits: int, pairs: int) -> list[Fact]:
-    """One number, always under the same name."""
-    return [(" The passkey is ", f"{rng.randrange(10**digits):0{digits}}")]
-
-
-def key_value_facts(rng: random.Random, digits: int, pairs: int) -> list[Fact]:
-    """Distinct numbers under distinct keys."""
-    values = rng.sample(range(10**digits), pairs)
-    return [(f" {key}", f"{value:0{digits}}") for key, value in zip(rng.sample(KEYS, pairs), values, strict=True)]
-
-
-# name -> the facts of an example: what introduces each answer, in the text and in the question, and the answer
-TASKS: dict[str, Callable[[random.Random, int, int], list[Fact]]] = {
-    "passkey": passkey_facts,
-    "key_value": key_value_facts,
-}
 
 
 @dataclass(frozen=True)
@@ -57,6 +40,7 @@ class RecallTask:
         digits (`int`, defaults to 5): Digits of every number. A guess is right once in `10**digits`.
         pairs (`int`, defaults to 1): Facts of an example, 1 for `"passkey"`.
         questions (`int`, defaults to 1): How many of the facts are asked for.
+        keys (`int`, defaults to all of `KEYS`): Keys that `"key_value"` draws from. The fewer, the easier to learn.
 
     Raises:
         ValueError: for an unknown name, or a number out of its range.
@@ -68,17 +52,20 @@ class RecallTask:
     digits: int = 5
     pairs: int = 1
     questions: int = 1
+    keys: int = len(KEYS)
 
     def __post_init__(self):
         if self.name not in TASKS:
             raise ValueError(f"`name` must be one of {list(TASKS)}, got {self.name!r}.")
         if self.digits < 1:
             raise ValueError(f"`digits` must be 1 or more, got {self.digits}.")
-        most_pairs = 1 if self.name == "passkey" else min(len(KEYS), 10**self.digits)
+        if not 1 <= self.keys <= len(KEYS):
+            raise ValueError(f"`keys` must be between 1 and {len(KEYS)}, got {self.keys}.")
+        most_pairs = 1 if self.name == "passkey" else min(self.keys, 10**self.digits)
         if not 1 <= self.pairs <= most_pairs:
             raise ValueError(
-                f"`pairs` must be between 1 and {most_pairs} for {self.name!r} with {self.digits} digits,"
-                f" got {self.pairs}."
+                f"`pairs` must be between 1 and {most_pairs} for {self.name!r} with {self.digits} digits"
+                f" and {self.keys} keys, got {self.pairs}."
             )
         if not 1 <= self.questions <= self.pairs:
             raise ValueError(f"`questions` must be between 1 and `pairs` = {self.pairs}, got {self.questions}.")
@@ -86,6 +73,20 @@ class RecallTask:
             raise ValueError(
                 f"`question_length` must be at least 1 and below `length` = {self.length}, got {self.question_length}."
             )
+
+
+def passkey_facts(task: RecallTask, rng: random.Random) -> list[Fact]:
+    """One number, always under the same name."""
+    return [(" The passkey is ", f"{rng.randrange(10**task.digits):0{task.digits}}")]
+
+
+def key_value_facts(task: RecallTask, rng: random.Random) -> list[Fact]:
+    """Distinct numbers under distinct keys."""
+    keys, values = rng.sample(KEYS[: task.keys], task.pairs), rng.sample(range(10**task.digits), task.pairs)
+    return [(f" {key}", f"{value:0{task.digits}}") for key, value in zip(keys, values, strict=True)]
+
+
+TASKS = {"passkey": passkey_facts, "key_value": key_value_facts}
 
 
 def scatter(pieces: list[list[int]], filler: list[int], rng: random.Random) -> list[int]:
@@ -106,7 +107,7 @@ def recall_example(
     Raises:
         ValueError: if facts, questions or filler are too short or too long for the lengths of the task.
     """
-    facts = [(encode(prompt), encode(answer)) for prompt, answer in TASKS[task.name](rng, task.digits, task.pairs)]
+    facts = [(encode(prompt), encode(answer)) for prompt, answer in TASKS[task.name](task, rng)]
     statements = [prompt + answer + encode(".") for prompt, answer in facts]
     asked = rng.sample(facts, task.questions)
     question = [token for prompt, answer in asked for token in prompt + answer]

@@ -1,0 +1,196 @@
+"""Do summary vectors give facts back? Exact recall with each kind of compression, after equal steps of training.
+
+    python benchmarks/recall.py                                      # one CPU thread: a small Llama from scratch
+    python benchmarks/recall.py --only "full context" fixed --steps 200
+
+A small Llama learns both tasks with full attention, first on short examples: the base. Every row then starts from it
+and is trained for the same steps on the same examples, through `train.py`. Two controls stand beside every figure: no
+context (guessing), and the context of another example. Writes `recall.csv` and `recall.json` to --output_dir.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer, LlamaConfig
+
+from auto_compressor.bases import load_autocompressor
+from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.evaluation.recall import RecallTask, measure_recall, recall_dataset
+
+
+ROOT = Path(__file__).parents[1]
+SEGMENT_LENGTH, QUESTION_LENGTH, SEGMENTS = 16, 8, 4
+NUMBERS = {
+    "passkey": {"digits": 2},
+    "key_value": {"digits": 1, "pairs": 2, "keys": 6},
+}
+# Small matrices need larger weights than 0.02 to begin with.
+MODEL = {
+    "hidden_size": 128,
+    "intermediate_size": 336,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.08,
+    "tie_word_embeddings": True,
+}
+TRAINING = (
+    "--do_train --use_cpu --save_strategy no --lr_scheduler_type cosine --warmup_steps 50 --weight_decay 0.01"
+    " --adam_beta2 0.95 --report_to none --logging_steps 100 --disable_tqdm true"
+).split()
+
+FIXED, VARIABLE = "--summary_length 2", "--compression_max_len 2 --compression_lambda 0.01"
+RECONSTRUCTION, DISTILLATION = "--reconstruction_weight 1", "--distillation_weight 1 --distillation_model {base}"
+# name of the row -> flags of train.py; {base} is the folder of the base
+CONFIGURATIONS = {
+    "full context": "--full_attention",
+    "fixed": FIXED,
+    "fixed + reconstruction": f"{FIXED} {RECONSTRUCTION}",
+    "fixed + distillation": f"{FIXED} {DISTILLATION}",
+    "variable": VARIABLE,
+    "variable + reconstruction": f"{VARIABLE} {RECONSTRUCTION}",
+    "variable + reconstruction + distillation": f"{VARIABLE} {RECONSTRUCTION} {DISTILLATION}",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: segments of context per example, examples per step, steps, learning rate."""
+
+    segments: int
+    batch_size: int
+    steps: int
+    learning_rate: float
+
+    @property
+    def segment_lengths(self) -> list[int]:
+        return [SEGMENT_LENGTH] * self.segments + [QUESTION_LENGTH]
+
+
+BASE_STAGES = [Stage(1, 64, 1500, 1e-3), Stage(4, 32, 500, 1e-3)]
+STAGE = Stage(4, 32, 1000, 1e-3)
+
+
+def make_datasets(output_dir: Path, segment_lengths: list[int], split: str, num_rows: int, seed: int) -> list[str]:
+    """Saves `num_rows` examples of every task and returns their folders."""
+    tokenizer, folders = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER), []
+    for name, numbers in NUMBERS.items():
+        task = RecallTask(name, sum(segment_lengths), segment_lengths[-1], **numbers)
+        folder = output_dir / f"data_{split}_{task.length}" / name
+        recall_dataset(task, tokenizer, split, num_rows, seed=seed).save_to_disk(folder)
+        folders.append(str(folder))
+    return folders
+
+
+def write_new_model(folder: Path) -> str:
+    """Writes config and tokenizer of the model that is trained from scratch."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    LlamaConfig(vocab_size=len(tokenizer), **MODEL, **ids).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def train(stage: Stage, folder: Path, flags: list[str], seed: int) -> float:
+    """Runs `train.py` on new examples; its output goes to `FOLDER.log`. Returns the seconds it took."""
+    rows_per_task = stage.steps * stage.batch_size // len(NUMBERS)
+    start = time.perf_counter()
+    train_sets = make_datasets(folder.parent, stage.segment_lengths, "train", rows_per_task, seed)
+    validation_sets = make_datasets(folder.parent, stage.segment_lengths, "validation", 64, seed)
+    arguments = ["--output_dir", folder, "--max_steps", stage.steps, "--learning_rate", stage.learning_rate]
+    arguments += ["--per_device_train_batch_size", stage.batch_size, "--seed", seed, *TRAINING, *flags]
+    arguments += ["--segment_lengths", *stage.segment_lengths, "--preprocessed_train_datasets", *train_sets]
+    arguments += ["--preprocessed_validation_datasets", *validation_sets]
+    log = folder.with_name(f"{folder.name}.log")
+    with log.open("w") as output:
+        command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output).returncode
+    if code != 0:
+        raise ValueError(f"train.py failed with {flags}: {log.read_text().splitlines()[-1:]} ({log})")
+    return time.perf_counter() - start
+
+
+def train_base(output_dir: Path, stages: list[Stage], seed: int) -> str:
+    """Teaches a new model both tasks with full attention, stage by stage; returns the folder of the last one."""
+    start = ["--config_name", write_new_model(output_dir / "new_model")]
+    for index, stage in enumerate(stages):
+        folder = output_dir / f"base_{index}"
+        seconds = train(stage, folder, ["--full_attention", *start], seed)
+        print(f"base, {stage}: {seconds:.0f} s", flush=True)
+        start = ["--model_name_or_path", str(folder)]
+    return str(folder)
+
+
+def measure(folder: Path, segment_lengths: list[int], num_rows: int, seed: int) -> dict[str, float]:
+    """Recall of every task, its controls, and the columns the context took up; on examples that no training had."""
+    model, context_length = load_autocompressor(str(folder)).eval(), sum(segment_lengths[:-1])
+    full_context = model.config.summary_length == 0 and not model.config.variable_length
+    tokenizer, figures, positions = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER), {}, []
+    for name, numbers in NUMBERS.items():
+        task = RecallTask(name, sum(segment_lengths), segment_lengths[-1], **numbers)
+        rows = recall_dataset(task, tokenizer, "validation", num_rows, seed=seed)
+        none, own, other = measure_recall(model, rows, segment_lengths, full_context)
+        figures |= {f"{name} exact": own.exact_match, f"{name} tokens": own.token_accuracy}
+        figures |= {f"{name} no context": none.exact_match, f"{name} other context": other.exact_match}
+        positions.append(own.mean_positions)
+    mean_positions = sum(positions) / len(positions)
+    return figures | {"positions": mean_positions, "ratio": context_length / max(mean_positions, 1)}
+
+
+def report(rows: list[dict], output_dir: Path, setting: dict):
+    """Prints the table, and writes it with the setting as JSON and alone as CSV."""
+    table = Table(title=f"Recall after {setting['stage']['steps']} steps")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "model" else "right")
+    formats = {"positions": "{:.1f}", "ratio": "{:.1f}x", "seconds": "{:.0f}", "model": "{}"}
+    for row in rows:
+        table.add_row(*(formats.get(column, "{:.1%}").format(value) for column, value in row.items()))
+    Console().print(table)
+    (output_dir / "recall.json").write_text(json.dumps({"setting": setting, "rows": rows}, indent=2))
+    with (output_dir / "recall.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=list(CONFIGURATIONS))
+    parser.add_argument("--steps", type=int, default=STAGE.steps, help="of every row")
+    parser.add_argument("--base", help="folder of a base that this script trained (default: trains one)")
+    parser.add_argument("--rows", type=int, default=512, help="examples of each task that are measured")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/recall"))
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    torch.set_num_threads(1)
+    output_dir = args.output_dir.resolve()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    base = args.base or train_base(output_dir, BASE_STAGES, args.seed)
+    stage, rows = replace(STAGE, steps=args.steps), []
+    for name in args.only:
+        folder = output_dir / name.replace(" + ", "_").replace(" ", "_")
+        flags = CONFIGURATIONS[name].format(base=base).split()
+        seconds = train(stage, folder, ["--model_name_or_path", base, *flags], args.seed)
+        figures = measure(folder, stage.segment_lengths, args.rows, args.seed + 1)
+        rows.append({"model": name, **figures, "seconds": seconds})
+        report(rows, output_dir, {"stage": asdict(stage), "base": base, "numbers": NUMBERS, "seed": args.seed})
+
+
+if __name__ == "__main__":
+    main()
