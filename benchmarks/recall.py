@@ -3,7 +3,7 @@
     python benchmarks/recall.py                                      # one CPU thread: a small Llama from scratch
     python benchmarks/recall.py --only "full context" fixed --steps 200
 
-A small Llama learns both tasks with full attention, first on short examples: the base. Every row then starts from it
+A small Llama learns both tasks with full attention: the base. Every row then starts from it
 and is trained for the same steps on the same examples, through `train.py`. Two controls stand beside every figure: no
 context (guessing), and the context of another example. Writes `recall.csv` and `recall.json` to --output_dir.
 """
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from datasets import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, LlamaConfig
@@ -29,7 +30,6 @@ from auto_compressor.evaluation.recall import RecallTask, measure_recall, recall
 
 
 ROOT = Path(__file__).parents[1]
-SEGMENT_LENGTH, QUESTION_LENGTH, SEGMENTS = 16, 8, 4
 NUMBERS = {
     "passkey": {"digits": 2},
     "key_value": {"digits": 1, "pairs": 2, "keys": 6},
@@ -66,31 +66,31 @@ CONFIGURATIONS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: segments of context per example, examples per step, steps, learning rate."""
+    """One training: tokens of every segment, the last one with the question; tasks; examples per step."""
 
-    segments: int
+    segment_lengths: list[int]
+    tasks: list[str]
     batch_size: int
     steps: int
-    learning_rate: float
-
-    @property
-    def segment_lengths(self) -> list[int]:
-        return [SEGMENT_LENGTH] * self.segments + [QUESTION_LENGTH]
+    learning_rate: float = 1e-3
 
 
-BASE_STAGES = [Stage(1, 64, 1500, 1e-3), Stage(4, 32, 500, 1e-3)]
-STAGE = Stage(4, 32, 1000, 1e-3)
+BASE_STAGES = [Stage([16, 16, 16, 16, 8], list(NUMBERS), 32, 450)]
+STAGE = Stage([16, 16, 16, 16, 8], list(NUMBERS), 32, 500)
 
 
-def make_datasets(output_dir: Path, segment_lengths: list[int], split: str, num_rows: int, seed: int) -> list[str]:
-    """Saves `num_rows` examples of every task and returns their folders."""
+def make_datasets(output_dir: Path, stage: Stage, split: str, rows_per_task: int, seed: int) -> list[str]:
+    """Saves examples of the tasks of a stage and returns their folders."""
     tokenizer, folders = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER), []
-    for name, numbers in NUMBERS.items():
-        task = RecallTask(name, sum(segment_lengths), segment_lengths[-1], **numbers)
-        folder = output_dir / f"data_{split}_{task.length}" / name
-        recall_dataset(task, tokenizer, split, num_rows, seed=seed).save_to_disk(folder)
-        folders.append(str(folder))
+    for name in stage.tasks:
+        rows = recall_dataset(task_of(name, stage), tokenizer, split, rows_per_task, seed=seed)
+        folders.append(str(output_dir / f"data_{split}_{sum(stage.segment_lengths)}" / name))
+        rows.save_to_disk(folders[-1])
     return folders
+
+
+def task_of(name: str, stage: Stage) -> RecallTask:
+    return RecallTask(name, sum(stage.segment_lengths), stage.segment_lengths[-1], **NUMBERS[name])
 
 
 def write_new_model(folder: Path) -> str:
@@ -104,10 +104,10 @@ def write_new_model(folder: Path) -> str:
 
 def train(stage: Stage, folder: Path, flags: list[str], seed: int) -> float:
     """Runs `train.py` on new examples; its output goes to `FOLDER.log`. Returns the seconds it took."""
-    rows_per_task = stage.steps * stage.batch_size // len(NUMBERS)
     start = time.perf_counter()
-    train_sets = make_datasets(folder.parent, stage.segment_lengths, "train", rows_per_task, seed)
-    validation_sets = make_datasets(folder.parent, stage.segment_lengths, "validation", 64, seed)
+    rows_per_task = stage.steps * stage.batch_size // len(stage.tasks)
+    train_sets = make_datasets(folder.parent, stage, "train", rows_per_task, seed)
+    validation_sets = make_datasets(folder.parent, stage, "validation", 64, seed)
     arguments = ["--output_dir", folder, "--max_steps", stage.steps, "--learning_rate", stage.learning_rate]
     arguments += ["--per_device_train_batch_size", stage.batch_size, "--seed", seed, *TRAINING, *flags]
     arguments += ["--segment_lengths", *stage.segment_lengths, "--preprocessed_train_datasets", *train_sets]
@@ -128,24 +128,24 @@ def train_base(output_dir: Path, stages: list[Stage], seed: int) -> str:
     for index, stage in enumerate(stages):
         folder = output_dir / f"base_{index}"
         seconds = train(stage, folder, ["--full_attention", *start], seed)
-        print(f"base, {stage}: {seconds:.0f} s", flush=True)
+        print(f"base, stage {index}: {seconds:.0f} s", flush=True)
         start = ["--model_name_or_path", str(folder)]
     return str(folder)
 
 
-def measure(folder: Path, segment_lengths: list[int], num_rows: int, seed: int) -> dict[str, float]:
+def measure(folder: Path, stage: Stage, num_rows: int, seed: int) -> dict[str, float]:
     """Recall of every task, its controls, and the columns the context took up; on examples that no training had."""
-    model, context_length = load_autocompressor(str(folder)).eval(), sum(segment_lengths[:-1])
+    model, tokenizer = load_autocompressor(str(folder)).eval(), AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     full_context = model.config.summary_length == 0 and not model.config.variable_length
-    tokenizer, figures, positions = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER), {}, []
-    for name, numbers in NUMBERS.items():
-        task = RecallTask(name, sum(segment_lengths), segment_lengths[-1], **numbers)
-        rows = recall_dataset(task, tokenizer, "validation", num_rows, seed=seed)
-        none, own, other = measure_recall(model, rows, segment_lengths, full_context)
+    figures, positions = {}, []
+    for name in stage.tasks:
+        rows = recall_dataset(task_of(name, stage), tokenizer, "validation", num_rows, seed=seed)
+        none, own, other = measure_recall(model, rows, stage.segment_lengths, full_context)
         figures |= {f"{name} exact": own.exact_match, f"{name} tokens": own.token_accuracy}
         figures |= {f"{name} no context": none.exact_match, f"{name} other context": other.exact_match}
         positions.append(own.mean_positions)
     mean_positions = sum(positions) / len(positions)
+    context_length = sum(stage.segment_lengths[:-1])
     return figures | {"positions": mean_positions, "ratio": context_length / max(mean_positions, 1)}
 
 
@@ -179,15 +179,16 @@ def parse_arguments() -> argparse.Namespace:
 def main():
     args = parse_arguments()
     torch.set_num_threads(1)
+    disable_progress_bars()
     output_dir = args.output_dir.resolve()
     output_dir.mkdir(parents=True, exist_ok=True)
-    base = args.base or train_base(output_dir, BASE_STAGES, args.seed)
+    base = args.base or train_base(output_dir, BASE_STAGES, args.seed + 1)
     stage, rows = replace(STAGE, steps=args.steps), []
     for name in args.only:
         folder = output_dir / name.replace(" + ", "_").replace(" ", "_")
         flags = CONFIGURATIONS[name].format(base=base).split()
         seconds = train(stage, folder, ["--model_name_or_path", base, *flags], args.seed)
-        figures = measure(folder, stage.segment_lengths, args.rows, args.seed + 1)
+        figures = measure(folder, stage, args.rows, args.seed + 1)
         rows.append({"model": name, **figures, "seconds": seconds})
         report(rows, output_dir, {"stage": asdict(stage), "base": base, "numbers": NUMBERS, "seed": args.seed})
 

@@ -1,6 +1,9 @@
 """The recall tasks: what their examples hold, and that the measure tells knowing from guessing."""
 
+import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from modeling_testing import LLAMA_FIELDS
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, HfArgumentParser
 
+from args import TrainingArguments
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.evaluation.recall import KEYS, RecallResult, RecallTask, measure_recall, recall_dataset
@@ -75,6 +79,14 @@ def test_any_task_has_its_lengths_or_is_refused(name, length, question_length, d
         return
     for row in rows:
         check_row(row, task)
+
+
+def test_a_value_stands_behind_its_key():
+    for row in rows_of(replace(KEY_VALUE, questions=4), num_rows=32):
+        context = TOKENIZER.decode(row["input_ids"][:-24])
+        facts = re.findall(r" ([a-z]+)(\d\d)", TOKENIZER.decode(row["input_ids"][-24:]))
+        assert len({key for key, _ in facts} & set(KEYS)) == 4
+        assert all(f" {key}{value}." in context for key, value in facts)
 
 
 @TASKS
@@ -231,3 +243,14 @@ def test_a_real_model(full_context):
 def test_bad_measures(kwargs, message):
     with pytest.raises(ValueError, match=message):
         measure_recall(Oracle(PASSKEY), rows_of(PASSKEY), **{"segment_lengths": [36, 36, 24]} | kwargs)
+
+
+def test_train_knows_the_flags_of_the_benchmark(tmp_path):
+    benchmark = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "recall.py"))
+    for flags in benchmark["CONFIGURATIONS"].values():
+        arguments = ["--output_dir", str(tmp_path), *benchmark["TRAINING"], *flags.format(base="base").split()]
+        (training_args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(arguments)
+        assert training_args.full_attention or training_args.summary_length or training_args.compression_max_len
+    for stage in [*benchmark["BASE_STAGES"], benchmark["STAGE"]]:
+        tasks = [benchmark["task_of"](name, stage) for name in stage.tasks]
+        assert [len(rows_of(task, num_rows=1)["input_ids"][0]) for task in tasks] == [72] * len(tasks)
