@@ -64,6 +64,9 @@ CONFIGURATIONS = {
 }
 
 
+PAIRS_OF_COLUMNS = [("exact", "tokens"), ("no context", "other context")]
+
+
 @dataclass(frozen=True)
 class Stage:
     """One training: tokens of every segment, the last one with the question; tasks; examples per step."""
@@ -149,15 +152,23 @@ def measure(folder: Path, stage: Stage, num_rows: int, seed: int) -> dict[str, f
     return figures | {"positions": mean_positions, "ratio": context_length / max(mean_positions, 1)}
 
 
-def report(rows: list[dict], output_dir: Path, setting: dict):
-    """Prints the table, and writes it with the setting as JSON and alone as CSV."""
-    table = Table(title=f"Recall after {setting['stage']['steps']} steps")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "model" else "right")
-    formats = {"positions": "{:.1f}", "ratio": "{:.1f}x", "seconds": "{:.0f}", "model": "{}"}
+def print_table(rows: list[dict], title: str):
+    """Prints percentages: exact match and token accuracy of every task, and the exact match of its controls."""
+    table = Table("model", title=f"{title}, %")
+    for task in NUMBERS:
+        table.add_column(f"{task}\nexact/tokens", justify="right")
+        table.add_column("controls\nno/other", justify="right")
+    for column in ("vectors", "ratio", "seconds"):
+        table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*(formats.get(column, "{:.1%}").format(value) for column, value in row.items()))
-    Console().print(table)
+        pairs = [(f"{task} {a}", f"{task} {b}") for task in NUMBERS for a, b in PAIRS_OF_COLUMNS]
+        cells = [f"{100 * row[a]:.1f}/{100 * row[b]:.1f}" for a, b in pairs]
+        table.add_row(row["model"], *cells, f"{row['positions']:.1f}", f"{row['ratio']:.1f}x", f"{row['seconds']:.0f}")
+    Console(width=119).print(table)
+
+
+def write_results(rows: list[dict], output_dir: Path, setting: dict):
+    """Writes the rows as CSV, and with the setting as JSON."""
     (output_dir / "recall.json").write_text(json.dumps({"setting": setting, "rows": rows}, indent=2))
     with (output_dir / "recall.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -190,7 +201,8 @@ def main():
         seconds = train(stage, folder, ["--model_name_or_path", base, *flags], args.seed)
         figures = measure(folder, stage, args.rows, args.seed + 1)
         rows.append({"model": name, **figures, "seconds": seconds})
-        report(rows, output_dir, {"stage": asdict(stage), "base": base, "numbers": NUMBERS, "seed": args.seed})
+        write_results(rows, output_dir, {"stage": asdict(stage), "base": base, "numbers": NUMBERS, "seed": args.seed})
+    print_table(rows, f"Recall after {stage.steps} steps")
 
 
 if __name__ == "__main__":
