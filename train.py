@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,23 @@ def load_model_and_tokenizer(
 def add_lora(model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedModel:
     """Adds new or trained adapters, if asked for; what makes the summary vectors is trained and saved with them."""
     if model_args.lora_path is not None:
-        return PeftModel.from_pretrained(model, model_args.lora_path, is_trainable=training_args.do_train)
-    if not model_args.lora:
+        adapted = PeftModel.from_pretrained(model, model_args.lora_path, is_trainable=training_args.do_train)
+    elif model_args.lora:
+        adapted = get_peft_model(model, lora_config(model, model_args))
+    else:
         return model
+    # Two rows are trained of embeddings that may have grown: by default all rows would be saved with the adapters.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
+
+
+def lora_config(model: PreTrainedModel, model_args: ModelArguments) -> LoraConfig:
+    """Adapters for --lora_target_modules, and in full what makes the summary vectors."""
     own = {"embed_summary": model.embed_summary, "stop_head": model.stop_head}
     modules = [name for name in model_args.lora_modules_to_save if name not in own]
     modules += [name for name, module in own.items() if module is not None]
     control_tokens = [model.config.sum_token_id, model.config.eoc_token_id]
-    lora_config = LoraConfig(
+    return LoraConfig(
         task_type="CAUSAL_LM",
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
@@ -163,7 +173,6 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments, training_args: 
         modules_to_save=modules or None,
         trainable_token_indices=control_tokens if model.config.variable_length else None,
     )
-    return get_peft_model(model, lora_config)
 
 
 def load_teacher(training_args: TrainingArguments, model: PreTrainedModel) -> PreTrainedModel | None:

@@ -96,6 +96,12 @@ class AutoCompressorConfigMixin:
             )
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "AutoCompressorConfigMixin":
+        """As in transformers; fields of this class among `kwargs` are checked too."""
+        own = {name: kwargs.pop(name) for name in AutoCompressorConfigMixin.__dataclass_fields__ if name in kwargs}
+        return super().from_dict(config_dict | own, **kwargs)
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads a config of ours, of a plain base model, or of a published AutoCompressor (the base's type).
 

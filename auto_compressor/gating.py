@@ -45,7 +45,9 @@ def gated_causal_mask(key_weights: torch.Tensor, num_queries: int, dtype: torch.
     causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=key_weights.device)
     visible = causal.tril(num_keys - num_queries) & (key_weights > 0)[:, None]  # (rows, num_queries, keys)
     bias = key_weights.clamp_min(torch.finfo(key_weights.dtype).tiny).log().to(dtype)
-    return torch.where(visible, bias[:, None], torch.finfo(dtype).min)[:, None]
+    # Eager attention takes its softmax in float32, where the lowest of float64 is -inf.
+    hidden = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return torch.where(visible, bias[:, None], hidden)[:, None]
 
 
 def relative_lengths(

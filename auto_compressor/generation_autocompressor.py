@@ -1,6 +1,7 @@
 """Generation after summary vectors: what AutoCompressors add to the `generate` of transformers."""
 
 import torch
+from transformers import GenerationConfig
 
 from .input_checks import check_control_tokens
 from .segments import append_sum_tokens, resolve_segment_lengths
@@ -12,6 +13,7 @@ class AutoCompressorGenerationMixin:
     def generate(
         self,
         inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
         *args,
         softprompt: torch.FloatTensor | None = None,
         softprompt_attention_mask: torch.LongTensor | None = None,
@@ -32,7 +34,7 @@ class AutoCompressorGenerationMixin:
                 Cuts the prompt; all segments but the last are compressed, and the new tokens join the last one.
             max_summary_length (`int`, *optional*):
                 Most summary vectors of each of these segments.
-            args, kwargs:
+            generation_config, args, kwargs:
                 As in transformers. The control tokens `<sum>` and `<eoc>` are never generated. Positions are counted
                 from the mask; `position_ids` is ignored.
 
@@ -50,11 +52,12 @@ class AutoCompressorGenerationMixin:
         if prompt is not None and segment_lengths is not None:
             segment_lengths = resolve_segment_lengths(segment_lengths, prompt.shape[1])
         if self.config.variable_length:
-            config = kwargs.get("generation_config") or self.generation_config
+            config = generation_config or self.generation_config
             suppressed = kwargs.get("suppress_tokens", config.suppress_tokens) or []
             kwargs["suppress_tokens"] = [*suppressed, self.config.sum_token_id, self.config.eoc_token_id]
         return super().generate(
             inputs,
+            generation_config,
             *args,
             softprompt=softprompt,
             softprompt_attention_mask=softprompt_attention_mask,
@@ -88,7 +91,7 @@ class AutoCompressorGenerationMixin:
 
     def _append_sum_tokens(self, inputs: dict[str, torch.Tensor | None], segment_lengths: list[int], **kwargs):
         """Returns `input_ids`, `attention_mask` (if there is one) and `segment_lengths` with `<sum>`."""
-        check_control_tokens(self.config, inputs["input_ids"], self.get_input_embeddings().num_embeddings)
+        check_control_tokens(self.config, inputs["input_ids"])
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         longer, lengths = append_sum_tokens(given, segment_lengths, self.config.sum_token_id, **kwargs)
         return longer["input_ids"], longer.get("attention_mask"), lengths

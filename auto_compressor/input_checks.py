@@ -109,16 +109,16 @@ def resolve_num_summary(max_summary_length: int | None, config: PreTrainedConfig
     return min(max_summary_length, most)
 
 
-def check_control_tokens(config: PreTrainedConfig, input_ids: torch.Tensor | None, num_embeddings: int):
+def check_control_tokens(config: PreTrainedConfig, input_ids: torch.Tensor | None):
     """Raises a `ValueError` where segments cannot be compressed for want of `<sum>`."""
     if input_ids is None:
         raise ValueError(
             "Variable-length summaries need `input_ids`: `inputs_embeds` cannot say where `<sum>` stands."
         )
-    if max(config.sum_token_id, config.eoc_token_id) >= num_embeddings:
+    if max(config.sum_token_id, config.eoc_token_id) >= config.vocab_size:
         raise ValueError(
             f"`sum_token_id` {config.sum_token_id} and `eoc_token_id` {config.eoc_token_id} must have rows in the"
-            f" embeddings, which have {num_embeddings}: call `resize_token_embeddings(len(tokenizer))`."
+            f" embeddings, which have {config.vocab_size}: call `resize_token_embeddings(len(tokenizer))`."
         )
 
 

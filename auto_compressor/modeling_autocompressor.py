@@ -110,7 +110,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
 
     def setup_autocompressor(self):
         """Adds the modules of an AutoCompressor to those of the base model."""
-        config, embedding_dim = self.config, self.get_input_embeddings().embedding_dim
+        config, embedding_dim = self.config, self.embedding_dim
         num_fixed = 0 if config.variable_length else config.summary_length
         self.embed_summary = nn.Embedding(num_fixed, embedding_dim) if num_fixed > 0 else None
         self.stop_head = nn.Linear(embedding_dim, 1) if config.variable_length else None
@@ -177,6 +177,11 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         others, and be missed.
         """
         return self.summary_takes_positions and not self.config.variable_length
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the embeddings, and so of the summary vectors."""
+        return self.config.hidden_size
 
     @property
     def max_segment_length(self) -> int | None:
@@ -492,19 +497,22 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         ```"""
         use_cache = self.config.use_cache if use_cache is None else use_cache
         shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
+        check_text(input_ids, inputs_embeds, self.embedding_dim)
+        text = input_ids if inputs_embeds is None else inputs_embeds
+        lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
+        unrolls = self.config.variable_length and (output_softprompt or len(lengths) > 1)
+        if unrolls:
+            check_control_tokens(self.config, input_ids)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         check_position_ids(position_ids, inputs_embeds)
         cache = self._prepare_cache(past_key_values, use_cache)
         if cache is not None and not cache.is_empty:
             softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
         softprompt, softprompt_attention_mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
-        lengths = resolve_segment_lengths(segment_lengths, inputs_embeds.shape[1])
         seen, cached = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
         check_segments(segment_lengths, lengths, cached, self.max_segment_length)
         attention_mask = check_attention_mask(attention_mask, inputs_embeds, seen, cached)
-        is_sum = None
-        if self.config.variable_length and (output_softprompt or len(lengths) > 1):
-            is_sum = self._sum_mask(input_ids, attention_mask)
+        is_sum = self._sum_mask(input_ids, attention_mask) if unrolls else None
 
         segments = list(
             self._forward_segments(
@@ -548,11 +556,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             attentions=join_attentions([segment.attentions for segment in segments]),
         )
 
-    def _sum_mask(
-        self, input_ids: torch.LongTensor | None, attention_mask: torch.LongTensor | None
-    ) -> torch.BoolTensor:
+    def _sum_mask(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None) -> torch.BoolTensor:
         """Where `<sum>` stands, `(batch, length)`."""
-        check_control_tokens(self.config, input_ids, self.get_input_embeddings().num_embeddings)
         check_layer_checkpointing(self)
         is_sum = input_ids == self.config.sum_token_id
         return is_sum if attention_mask is None else is_sum & attention_mask[:, -is_sum.shape[1] :].bool()
@@ -628,17 +633,17 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         if config.summary_length == 0 and not config.variable_length:
             raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
         text = input_ids if inputs_embeds is None else inputs_embeds
-        check_text(input_ids, inputs_embeds, self.get_input_embeddings().embedding_dim)
+        check_text(input_ids, inputs_embeds, self.embedding_dim)
         if segment_lengths is None:
             segment_lengths = self.default_segment_lengths(text.shape[1])
         lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
-        check_segments(segment_lengths, lengths, 0, self.max_segment_length)
         attention_mask = check_attention_mask(attention_mask, text, 0, 0)
         is_sum = None
         if config.variable_length:
             given = {"input_ids": input_ids, "attention_mask": attention_mask}
             input_ids, attention_mask, lengths = self._append_sum_tokens(given, lengths)
             is_sum = self._sum_mask(input_ids, attention_mask)
+        check_segments(segment_lengths, lengths, 0, self.max_segment_length)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         softprompt, mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
         num_summary = resolve_num_summary(max_summary_length, config)
@@ -657,7 +662,6 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         return softprompt
 
     def _text_embeds(self, input_ids, inputs_embeds) -> torch.Tensor:
-        check_text(input_ids, inputs_embeds, self.get_input_embeddings().embedding_dim)
         return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
     def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool) -> SoftpromptCache | None:
@@ -690,6 +694,10 @@ class OPTAutoCompressorModel(AutoCompressorMixin, OPTForCausalLM):
 
     config: OPTAutoCompressorConfig
     summary_takes_positions = False
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.config.word_embed_proj_dim
 
     def setup_autocompressor(self):
         config = self.config

@@ -81,6 +81,15 @@ AUTOCOMPRESSORS = {
         | {"tie_word_embeddings": True},
     ),
 }
+# Variable-length summaries: fields of a model that makes them, with control tokens that `random_ids` never draws.
+SUM, EOC = 3, 4
+VARIABLE_FIELDS = {
+    "sum_token_id": SUM,
+    "eoc_token_id": EOC,
+    "compression_max_len": 4,
+    "compression_lambda": 2.0,
+    "compression_alpha": 0.5,
+}
 all_autocompressors = pytest.mark.parametrize("name", AUTOCOMPRESSORS)
 both_families = pytest.mark.parametrize("name", ["opt", "llama"])
 
@@ -113,6 +122,26 @@ def tiny_autocompressor(name: str, dtype: torch.dtype = torch.float32, seed: int
     return randomize_(AUTOCOMPRESSORS[name][1](config), seed).to(dtype).eval()
 
 
+def variable_autocompressor(name: str, dtype: torch.dtype = torch.float64, sharpness: float = 1.0, **fields):
+    """A tiny AutoCompressor with variable-length summaries, whose rows and segments stop after different steps."""
+    model = tiny_autocompressor(name, dtype, **VARIABLE_FIELDS | fields)
+    return balance_stops_(model, sharpness)
+
+
+@torch.no_grad()
+def balance_stops_(model, sharpness: float = 1.0):
+    """Centres the stop logits, so that half of the steps would be the last, and scales them by `sharpness`."""
+    head = model.stop_head
+    # Where steps are much like each other, this makes the probability grow.
+    head.weight.neg_()
+    outputs = model.train()(segmented_ids(8, [6, 6], seed=50), segment_lengths=[6, 6], output_softprompt=True)
+    probs = torch.cat([summary.stop_probs for summary in outputs.summaries], dim=1)
+    head.bias.sub_(probs.logit().quantile(0.5))
+    head.weight.mul_(sharpness)
+    head.bias.mul_(sharpness)
+    return model.eval()
+
+
 def tiny_base(name: str, seed: int = 0, **fields):
     """The plain base model of a tiny AutoCompressor, with random weights, in evaluation mode."""
     config = tiny_config(name, **fields)
@@ -127,6 +156,13 @@ def tiny_base(name: str, seed: int = 0, **fields):
 def random_ids(*shape: int, seed: int = 0, vocab_size: int = 60) -> torch.LongTensor:
     """Random tokens; none is a special one."""
     return torch.randint(5, vocab_size, shape, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def segmented_ids(batch_size: int, segment_lengths: list[int], seed: int = 0) -> torch.LongTensor:
+    """Random tokens with `<sum>` at the end of every segment."""
+    segments = random_ids(batch_size, sum(segment_lengths), seed=seed).split(segment_lengths, dim=1)
+    ends = torch.full((batch_size, 1), SUM)
+    return torch.cat([piece for segment in segments for piece in (segment[:, :-1], ends)], dim=1)
 
 
 def random_softprompt(model, batch_size: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -345,7 +381,7 @@ class ModelTests:
         outputs = tensors_of(model(**self.floats_to(self.make_inputs(model), dtype)))
         for name, tensor in outputs.items():
             assert tensor.isfinite().all(), name
-            if name != "loss" and tensor.is_floating_point():
+            if name not in ("loss", "length_penalty") and tensor.is_floating_point():
                 assert tensor.dtype == dtype, name
         wide = self.model_class.from_pretrained(tmp_path, dtype=torch.float32)
         expected = tensors_of(wide(**self.make_inputs(wide)))
@@ -411,6 +447,9 @@ class CausalLMTests(ModelTests):
 
     text_length = 11
 
+    def make_ids(self, batch_size: int, length: int, seed: int = 0) -> torch.LongTensor:
+        return random_ids(batch_size, length, seed=seed)
+
     def settings(self, model, batch_size: int) -> list[dict]:
         """Further arguments under which the tests run, each for `batch_size` rows."""
         return [{}]
@@ -423,9 +462,9 @@ class CausalLMTests(ModelTests):
     def test_causality_and_rows(self):
         model = self.make_model()
         for settings in self.settings(model, 2):
-            ids = random_ids(2, self.text_length)
+            ids = self.make_ids(2, self.text_length)
             expected = model(ids, **settings).logits
-            for position in range(self.text_length):
+            for position in (ids[0] > EOC).nonzero()[:, 0].tolist():
                 changed = ids.clone()
                 changed[0, position] = (changed[0, position] + 1) % 50
                 logits = model(changed, **settings).logits
@@ -437,7 +476,7 @@ class CausalLMTests(ModelTests):
     @torch.no_grad()
     def test_padding(self, side):
         model = self.make_model(dtype=torch.float64)
-        rows = [random_ids(1, length, seed=length) for length in (9, 4, 1)]
+        rows = [self.make_ids(1, length, seed=length) for length in (9, 4, 1)]
         ids, mask = pad_rows(rows, side)
         for settings in self.unpadded_settings(model, len(rows)):
             batched = model(ids, attention_mask=mask, **settings)
@@ -452,7 +491,7 @@ class CausalLMTests(ModelTests):
     @torch.no_grad()
     def test_cached_equals_uncached(self, chunks, padded):
         model = self.make_model(dtype=torch.float64)
-        ids, mask = random_ids(2, 11), torch.ones(2, 11, dtype=torch.long)
+        ids, mask = self.make_ids(2, 11), torch.ones(2, 11, dtype=torch.long)
         if padded:
             mask[1, :3] = 0
         for settings in self.unpadded_settings(model, 2):

@@ -1,6 +1,7 @@
 """The command `auto-compressor`, called as a shell would."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from auto_compressor import (
 )
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.cli.main import main
+from auto_compressor.control_tokens import add_control_tokens
 from auto_compressor.evaluation.context import compare_contexts
 from auto_compressor.softprompts import load_softprompt
 
@@ -124,6 +126,48 @@ def test_generate_is_generate(folder, model, ids, text_file, tmp_path, capsys):
     sampling = [*arguments, "--temperature", "1.5", "--top-p", "0.9", "--seed"]
     samples = [main([*sampling, seed]) or capsys.readouterr().out for seed in ("1", "1", "2")]
     assert samples[0] == samples[1] != samples[2]
+
+
+@pytest.fixture(scope="module")
+def variable_folder(tmp_path_factory):
+    """A model that decides how many vectors a segment gets, with the control tokens in its tokenizer."""
+    torch.manual_seed(0)
+    path, tokenizer = tmp_path_factory.mktemp("variable"), AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    ids = add_control_tokens(tokenizer)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaAutoCompressorConfig(
+        vocab_size=len(tokenizer), compression_max_len=4, pad_token_id=0, **sizes, **ids
+    )
+    LlamaAutoCompressorModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_variable_length(variable_folder, text_file, tmp_path, capsys):
+    file, model = tmp_path / "text.safetensors", ["--model", str(variable_folder)]
+    summarize = ["summarize", str(text_file), "-o", str(file), "--segment-length", "16", *model]
+    # It stops with the probability 1/5, so never before the end.
+    for budget, per_segment in ((None, 4), ("2", 2), ("9", 4)):
+        arguments = [] if budget is None else ["--max-summary-length", budget]
+        assert main([*summarize, *arguments]) == 0
+        softprompt = load_softprompt(file).vectors
+        assert softprompt.shape[1] == per_segment * -(-load_softprompt(file).num_tokens // 16)
+    assert main(["generate", "--prompt", "The king", "--softprompt", str(file), "--max-new-tokens", "4", *model]) == 0
+    table = tmp_path / "table.csv"
+    arguments = ["perplexity", "--text", str(text_file), "--segment-lengths", "8", "8", "9", "-o", str(table), *model]
+    assert main([*arguments, "--max-summary-length", "3"]) == 0
+    positions = {row.split(",")[0]: float(row.split(",")[1]) for row in table.read_text().splitlines()[1:]}
+    assert list(positions.values()) == [0, 6, 6, 16]
+    assert main([*summarize, "--max-summary-length", "0"]) == 1
+    assert "--max-summary-length must be 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_tokenizer_without_control_tokens(variable_folder, text_file, tmp_path, capsys):
+    folder = tmp_path / "plain"
+    shutil.copytree(variable_folder, folder)
+    AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER).save_pretrained(folder)
+    assert main(["summarize", str(text_file), "-o", str(tmp_path / "x.safetensors"), "--model", str(folder)]) == 1
+    assert "no special token 2048, the `sum_token_id` of the model" in capsys.readouterr().err
 
 
 def test_perplexity_is_compare_contexts(folder, model, ids, text_file, tmp_path, capsys):

@@ -83,7 +83,9 @@ class Recorder(TrainerCallback):
         self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
-def make_trainer(model, rows, folder, trainer_class=SubstepTrainer, eval_dataset=None, callbacks=(), **kwargs):
+def make_trainer(
+    model, rows, folder, trainer_class=SubstepTrainer, eval_dataset=None, callbacks=(), teacher=None, **kwargs
+):
     defaults = {
         "optim": "sgd",
         "learning_rate": 0.5,
@@ -104,6 +106,7 @@ def make_trainer(model, rows, folder, trainer_class=SubstepTrainer, eval_dataset
         eval_dataset=eval_dataset,
         data_collator=DataCollator(1),
         callbacks=list(callbacks),
+        **({} if teacher is None else {"teacher": teacher}),
     )
 
 

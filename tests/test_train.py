@@ -137,10 +137,11 @@ def assert_report(folder, name="validation", substeps=2, segments=2):
 # Models
 
 
-@pytest.mark.parametrize("mode", ["compression", "rmt", "full_attention"])
+@pytest.mark.parametrize("mode", ["compression", "variable", "rmt", "full_attention"])
 def test_train_continue_and_reload(mode, base, main, tmp_path):
     settings = {
         "compression": [],
+        "variable": ["--compression_max_len", "3", "--compression_lambda", "0.1"],
         "rmt": ["--accumulate_summary", "false"],
         "full_attention": ["--full_attention", "--max_position_embeddings", "64"],
     }[mode]
@@ -152,7 +153,8 @@ def test_train_continue_and_reload(mode, base, main, tmp_path):
     assert config["use_cache"] is True
     assert config["summary_length"] == (0 if mode == "full_attention" else 4)
     assert config["accumulate_summary"] is (mode != "rmt")
-    assert ("embed_summary.weight" in weights_in(first)) is (mode != "full_attention")
+    assert ("embed_summary.weight" in weights_in(first)) is (mode in ("compression", "rmt"))
+    assert ("stop_head.weight" in weights_in(first)) is (mode == "variable")
     assert [set(losses) for losses in losses_in(first)] == [
         {"step", "loss", "substep_0_loss"} | ({"substep_1_loss"} if mode != "full_attention" else set())
     ] * 2
@@ -209,6 +211,63 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
         assert_close(call(merged), call(adapted), rtol=0, atol=1e-5)
 
 
+VARIABLE = "--compression_max_len 3 --compression_lambda 0.1 --segment_lengths 16 16 --training_substeps 2".split()
+
+
+def test_variable_length_adds_the_control_tokens(base, main):
+    folder = main("--model_name_or_path", base, *VARIABLE, "--do_train", "--max_steps", 1)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert tokenizer.convert_ids_to_tokens([2048, 2049]) == ["<sum>", "<eoc>"]
+    assert (model.config.sum_token_id, model.config.eoc_token_id, model.config.vocab_size) == (2048, 2049, 2050)
+    assert (model.config.compression_max_len, model.config.compression_lambda) == (3, 0.1)
+    context = tokenizer("The king of the land", return_tensors="pt").input_ids
+    softprompt = model.compress(context)
+    assert 1 <= softprompt.shape[1] <= 3
+    generated = model.generate(context[:, :2], softprompt=softprompt, max_new_tokens=8, do_sample=True)
+    assert not set(generated[0].tolist()) & {2048, 2049}
+    logs = read_json(folder / "trainer_state.json")["log_history"][0]
+    assert logs["substep_0_length_penalty"] > 0 and 1 <= logs["substep_0_segment_0_expected_length"] <= 3
+
+
+def test_variable_length_lora(base, main, tmp_path):
+    """Adapters hold the stop head and the rows of the control tokens, and are merged into a base without them."""
+    arguments = ["--model_name_or_path", base, *VARIABLE]
+    lora = ["--lora", "--lora_r", 4, "--lora_dropout", 0]
+    first = main(*arguments, *lora, "--do_train", "--do_eval", "--max_steps", 2)
+    adapters = load_file(first / "adapter_model.safetensors")
+    assert {"base_model.model.stop_head.weight", "base_model.model.stop_head.bias"} <= set(adapters)
+    rows = adapters["base_model.model.model.decoder.embed_tokens.token_adapter.trainable_tokens_delta"]
+    assert rows.shape == (2, 32)
+    assert all(tensor.numel() < 1000 for tensor in adapters.values())  # not the whole embeddings
+    assert not any("embed_summary" in name for name in adapters)
+    second = main(*arguments, "--lora_path", first, "--do_eval", output_dir=tmp_path / "second")
+    assert_close(metrics_of(second), metrics_of(first), rtol=1e-6, atol=1e-6)
+
+    merged = load_autocompressor(str(first)).eval()
+    assert torch.equal(merged.get_input_embeddings().weight[2048:], rows)
+    assert torch.equal(merged.stop_head.bias, adapters["base_model.model.stop_head.bias"])
+    model_args = ModelArguments(model_name_or_path=base)
+    training_args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, compression_max_len=3)
+    model, _ = train.load_model_and_tokenizer(model_args, training_args)
+    adapted = PeftModel.from_pretrained(model, first).eval()
+    ids = torch.randint(3, 64, (2, 24))
+    for call in (
+        lambda model: model.compress(ids, segment_lengths=8, return_attention_mask=True),
+        lambda model: model(ids).logits,
+    ):
+        assert_close(call(merged), call(adapted), rtol=0, atol=1e-5)
+
+
+def test_teacher_and_reconstruction(base, main, tmp_path):
+    full = ["--full_attention", "--max_position_embeddings", 64, "--block_size", 64]
+    teacher = main("--model_name_or_path", base, *full, "--do_train", "--max_steps", 1)
+    arguments = ["--model_name_or_path", base, *VARIABLE, "--nested_summaries", "--reconstruction_weight", 0.5]
+    arguments += ["--distillation_weight", 0.5, "--distillation_model", teacher]
+    folder = main(*arguments, "--do_train", "--max_steps", 2, output_dir=tmp_path / "student")
+    for losses in losses_in(folder):
+        assert {"substep_0_reconstruction_loss", "substep_1_distillation_loss"} <= set(losses)
+
+
 def test_position_table_grows(base, main):
     """Segments of 40 tokens need more than the 32 positions of the base: the table is repeated."""
     arguments = ["--model_name_or_path", base, "--segment_lengths", 40, 40, "--summary_length", 4]
@@ -256,6 +315,10 @@ def test_several_validation_files(base, main, tmp_path):
         ("--do_eval --config_name tiny --no_such_argument 1", "no_such_argument"),
         ("--do_eval --config_name tiny --fast_attention --attn_implementation eager", "not both"),
         ("--do_eval --config_name tiny --train_file nowhere.txt", "nowhere.txt"),
+        ("--do_eval --config_name tiny --compression_lambda -1", "compression_lambda"),
+        ("--do_eval --config_name tiny --compress_stop_threshold 1.5", "compress_stop_threshold"),
+        ("--do_eval --config_name tiny --compression_max_len 0 --summary_length 0", "compression_max_len"),
+        ("--do_eval --config_name tiny --distillation_weight 1", "distillation_model"),
         ("--do_eval --config_name {bert}", "No AutoCompressor for models of type 'bert'"),
         ("--do_eval --model_name_or_path {empty}", "Unrecognized model in .*empty"),
         ("--do_eval --model_name_or_path {base} --lora_path {empty}", "adapter_config.json"),
@@ -315,8 +378,10 @@ def test_killed_run_goes_on(base, cache_dir, main, tmp_path):
     assert_close(weights_in(killed), weights_in(whole), rtol=0, atol=0)
 
 
-def test_two_processes_equal_one(base, cache_dir, main, tmp_path):
-    arguments = ["--model_name_or_path", base, *SEGMENTS, "--do_train", "--do_eval", "--max_steps", 2]
+@pytest.mark.parametrize("kind", ["fixed", "variable"])
+def test_two_processes_equal_one(kind, base, cache_dir, main, tmp_path):
+    settings = SEGMENTS if kind == "fixed" else [*VARIABLE, "--reconstruction_weight", 0.5]
+    arguments = ["--model_name_or_path", base, *settings, "--do_train", "--do_eval", "--max_steps", 2]
     arguments += ["--max_eval_samples", 3, "--per_device_eval_batch_size", 1, "--optim", "sgd"]
     # Dropout draws other numbers in every process.
     still = tmp_path / "still"
@@ -357,6 +422,16 @@ def test_run_train_end_to_end(cache_dir, tmp_path):
     model = LlamaAutoCompressorModel.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert model.compress(**tokenizer("The king", return_tensors="pt")).shape == (1, 4, model.config.hidden_size)
+
+
+def test_run_train_variable_length(cache_dir, tmp_path):
+    variables = {"NUM_GPUS": "0", "BASE": "tiny", "OUT": str(tmp_path), "BATCH": "4", "SEQ": "2", "CML": "3"}
+    arguments = f"--max_steps 1 --block_size 64 --max_train_samples 16 --max_eval_samples 4 --cache_dir {cache_dir}"
+    done = run_command("bash", "run/train.sh", *arguments.split(), "--compression_lambda", "0.5", **variables)
+    assert done.returncode == 0, done.stdout
+    assert "Run ac_tiny_sub2_seg2_cml3_" in done.stdout
+    config = read_json(tmp_path / "config.json")
+    assert (config["compression_max_len"], config["compression_lambda"], config["sum_token_id"]) == (3, 0.5, 2048)
 
 
 @pytest.mark.parametrize(
