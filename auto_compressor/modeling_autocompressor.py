@@ -263,7 +263,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         summary = self._summary_embeds(inputs_embeds, num_summary)
         check_window(self.config, softprompt.shape[1] + cached_length + length + num_summary)
         if variable_length and num_summary > 0 and cache is None:
-            cache = SoftpromptCache.from_cache(None, self.config)
+            cache = SoftpromptCache.from_cache(None)
 
         softprompt_mask = mask_or_ones(softprompt_attention_mask, softprompt.shape[1], device)
         text_mask = mask_or_ones(attention_mask, cached_length + length, device)
@@ -626,12 +626,16 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             `return_attention_mask`, a tuple with the `torch.LongTensor` of shape `(batch_size, softprompt_length)`.
 
         Raises:
-            ValueError: as `forward`; if the model makes no summary vectors; if rows have different numbers of vectors
-                and the mask is not asked for.
+            ValueError: as `forward`; if the model makes no summary vectors, or is in training mode and would make a
+                variable number of them; if rows have different numbers of them and the mask is not asked for.
         """
         config = self.config
         if config.summary_length == 0 and not config.variable_length:
             raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
+        if config.variable_length and self.training:
+            raise ValueError(
+                "`compress` is for inference: call `model.eval()` before, in training lengths are weights."
+            )
         text = input_ids if inputs_embeds is None else inputs_embeds
         check_text(input_ids, inputs_embeds, self.embedding_dim)
         if segment_lengths is None:
@@ -668,7 +672,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         """Returns the cache to continue or to fill, if any; transformers' gradient checkpointing drops caches."""
         if past_key_values is None and not use_cache:
             return None
-        cache = SoftpromptCache.from_cache(past_key_values, self.config)
+        cache = SoftpromptCache.from_cache(past_key_values)
         if not drops_caches(self):
             return cache
         if not cache.is_empty:

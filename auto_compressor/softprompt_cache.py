@@ -26,8 +26,11 @@ class SoftpromptCache(DynamicCache):
     compressed_length: int = 0
 
     @classmethod
-    def from_cache(cls, cache: Cache | None, config) -> "SoftpromptCache":
+    def from_cache(cls, cache: Cache | None) -> "SoftpromptCache":
         """Returns `cache` as a `SoftpromptCache` that shares its layers; an empty one if there is none.
+
+        The layers of an empty one keep all keys, which must fit into a sliding window anyway: one that is full drops
+        its first key, and cannot be cropped.
 
         Raises:
             ValueError: for a `StaticCache`, whose size leaves no room for the softprompt.
@@ -39,7 +42,7 @@ class SoftpromptCache(DynamicCache):
         if cache is not None and not isinstance(cache, Cache):
             raise ValueError(f"`past_key_values` must be a Cache, got {type(cache).__name__}.")
         if cache is None:
-            return cls(config=config)
+            return cls()
         softprompt_cache = cls.__new__(cls)
         softprompt_cache.__dict__.update(cache.__dict__)
         return softprompt_cache

@@ -3,7 +3,7 @@
     python benchmarks/autocompressor.py                          # a small Llama and OPT on the CPU, minutes
     python benchmarks/autocompressor.py --device cuda --size 1b  # bfloat16 on a GPU
 
-Both sides run in turn, A B A B, in one process; ratios of medians are what counts. Writes `autocompressor.json` with
+All sides run in turn, A B A B, in one process; ratios of medians are what counts. Writes `autocompressor.json` with
 every figure to --output_dir.
 """
 
@@ -22,6 +22,7 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
+from auto_compressor.segments import append_sum_tokens
 
 
 SIZES = {
@@ -32,7 +33,12 @@ FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM, LlamaAutoCompressorModel, "intermediate_size"),
     "opt": (OPTConfig, OPTForCausalLM, OPTAutoCompressorModel, "ffn_dim"),
 }
-SUMMARY_LENGTH = 50
+# What every kind of AutoCompressor has beside the plain model's config.
+KINDS = {
+    "plain": None,
+    "fixed length": {"summary_length": 50},
+    "variable length": {"compression_max_len": 8, "sum_token_id": 0, "eoc_token_id": 1},
+}
 
 
 @dataclass
@@ -57,17 +63,17 @@ class Setting:
         return [1536] * (self.context_length // 1536)
 
 
-def build(setting: Setting, compressor: bool) -> PreTrainedModel:
-    """A model with random weights; both kinds have equal weights of the base and positions for the whole context."""
+def build(setting: Setting, kind: str) -> PreTrainedModel:
+    """A model with random weights; all kinds have equal weights of the base and positions for the whole context."""
     config_class, plain_class, compressor_class, feed_forward = FAMILIES[setting.family]
     sizes = SIZES[setting.size]
     longest = max(setting.length, setting.context_length) + setting.new_tokens + 64
     fields = sizes | {feed_forward: 4 * sizes["hidden_size"], "max_position_embeddings": longest}
     torch.manual_seed(0)
-    if compressor:
-        model = compressor_class(compressor_class.config_class(**fields, summary_length=SUMMARY_LENGTH))
-    else:
+    if kind == "plain":
         model = plain_class(config_class(**fields))
+    else:
+        model = compressor_class(compressor_class.config_class(**fields, **KINDS[kind]))
     return model.to(setting.device, torch.bfloat16 if setting.device == "cuda" else torch.float32)
 
 
@@ -80,17 +86,17 @@ def random_ids(setting: Setting, length: int) -> torch.LongTensor:
     return torch.randint(3, SIZES[setting.size]["vocab_size"], (1, length), device=setting.device)
 
 
-def train_plain(model: PreTrainedModel, ids: torch.LongTensor, setting: Setting):
-    model(ids, labels=ids, use_cache=False).loss.backward()
+def train(model: PreTrainedModel, kind: str, ids: torch.LongTensor, setting: Setting):
+    """One forward and backward pass."""
+    if kind == "plain":
+        loss = model(ids, labels=ids, use_cache=False).loss
+    else:
+        inputs, lengths = {"input_ids": ids, "labels": ids}, [setting.segment_length] * setting.segments
+        if kind == "variable length":
+            inputs, lengths = append_sum_tokens(inputs, lengths, model.config.sum_token_id)
+        loss = model(**inputs, segment_lengths=lengths, use_cache=False, skip_logits=True).loss
+    loss.backward()
     model.zero_grad()
-
-
-def train_compressor(model: PreTrainedModel, ids: torch.LongTensor, setting: Setting):
-    model(ids, labels=ids, segment_lengths=setting.segment_length, use_cache=False, skip_logits=True).loss.backward()
-    model.zero_grad()
-
-
-TRAINING = {"plain": (False, train_plain), "compressor": (True, train_compressor)}
 
 
 def in_turn(setting: Setting, runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -122,16 +128,15 @@ def peak_memory(setting: Setting, run: Callable[[], object]) -> int:
 
 
 def benchmark_training(setting: Setting) -> dict[str, dict[str, float]]:
-    models = {side: build(setting, compressor).train() for side, (compressor, _) in TRAINING.items()}
-    ids = random_ids(setting, setting.length)
-    runs = {side: lambda side=side: TRAINING[side][1](models[side], ids, setting) for side in TRAINING}
+    models, ids = {kind: build(setting, kind).train() for kind in KINDS}, random_ids(setting, setting.length)
+    runs = {kind: lambda kind=kind: train(models[kind], kind, ids, setting) for kind in KINDS}
     seconds = in_turn(setting, runs)
     return {
-        side: {
-            "training tokens/s": setting.length / statistics.median(seconds[side]),
-            "training peak MB": peak_memory(setting, runs[side]) / 1e6,
+        kind: {
+            "training tokens/s": setting.length / statistics.median(seconds[kind]),
+            "training peak MB": peak_memory(setting, runs[kind]) / 1e6,
         }
-        for side in TRAINING
+        for kind in KINDS
     }
 
 
@@ -145,12 +150,12 @@ def held_bytes(cache) -> int:
 @torch.no_grad()
 def benchmark_generation(setting: Setting) -> dict[str, dict[str, float]]:
     """Time to the first token and tokens per second after it, with the context as tokens and as summary vectors."""
-    plain, compressor = build(setting, False).eval(), build(setting, True).eval()
+    plain, compressor = build(setting, "plain").eval(), build(setting, "fixed length").eval()
     context, prompt = random_ids(setting, setting.context_length), random_ids(setting, 32)
     softprompt = compressor.compress(context, segment_lengths=setting.compressed_segments)
     inputs = {
         "plain": (plain, {"input_ids": torch.cat([context, prompt], dim=1)}),
-        "compressor": (compressor, {"input_ids": prompt, "softprompt": softprompt}),
+        "fixed length": (compressor, {"input_ids": prompt, "softprompt": softprompt}),
     }
 
     def generate(side: str, new_tokens: int):
@@ -176,16 +181,18 @@ def benchmark_generation(setting: Setting) -> dict[str, dict[str, float]]:
             "time to first token, ms": 1000 * to_first,
             "generated tokens/s": (setting.new_tokens - 1) / (to_last - to_first),
             "KV cache held, MB": held_bytes(generate(side, 1).past_key_values) / 1e6,
-            "one-time compression, ms": 1000 * compress_seconds if side == "compressor" else 0.0,
+            "one-time compression, ms": 1000 * compress_seconds if side != "plain" else 0.0,
         }
     return results
 
 
 def report(title: str, results: dict[str, dict[str, float]]):
-    table = Table("measure", "plain", "AutoCompressor", "AutoCompressor / plain", title=title)
+    compressors = [kind for kind in results if kind != "plain"]
+    table = Table("measure", *results, *(f"{kind} / plain" for kind in compressors), title=title)
     for name, plain in results["plain"].items():
-        compressor = results["compressor"][name]
-        table.add_row(name, f"{plain:,.1f}", f"{compressor:,.1f}", f"{compressor / plain:.3f}" if plain else "-")
+        values = [f"{figures[name]:,.1f}" for figures in results.values()]
+        ratios = [f"{results[kind][name] / plain:.3f}" if plain else "-" for kind in compressors]
+        table.add_row(name, *values, *ratios)
     Console().print(table)
 
 

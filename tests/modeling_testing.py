@@ -21,17 +21,30 @@ from transformers import (
     AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
+    GemmaForCausalLM,
     LlamaForCausalLM,
+    MistralForCausalLM,
     OPTForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from auto_compressor import (
+    GemmaAutoCompressorConfig,
+    GemmaAutoCompressorModel,
     LlamaAutoCompressorConfig,
     LlamaAutoCompressorModel,
+    MistralAutoCompressorConfig,
+    MistralAutoCompressorModel,
     OPTAutoCompressorConfig,
     OPTAutoCompressorModel,
+    Qwen2AutoCompressorConfig,
+    Qwen2AutoCompressorModel,
+    Qwen3AutoCompressorConfig,
+    Qwen3AutoCompressorModel,
 )
 
 
@@ -80,6 +93,34 @@ AUTOCOMPRESSORS = {
         | {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
         | {"tie_word_embeddings": True},
     ),
+    # The window is wider than most tests need: beyond it, no AutoCompressor works.
+    "mistral": (
+        MistralAutoCompressorConfig,
+        MistralAutoCompressorModel,
+        MistralForCausalLM,
+        LLAMA_FIELDS | {"num_key_value_heads": 1, "sliding_window": 48},
+    ),
+    # Biases in the attention, and no special tokens by default.
+    "qwen2": (
+        Qwen2AutoCompressorConfig,
+        Qwen2AutoCompressorModel,
+        Qwen2ForCausalLM,
+        LLAMA_FIELDS | {"bos_token_id": 1, "eos_token_id": 2},
+    ),
+    # Norms on queries and keys, and heads of a size of their own.
+    "qwen3": (
+        Qwen3AutoCompressorConfig,
+        Qwen3AutoCompressorModel,
+        Qwen3ForCausalLM,
+        LLAMA_FIELDS | {"head_dim": 10, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    # Embeddings scaled after the look-up.
+    "gemma": (
+        GemmaAutoCompressorConfig,
+        GemmaAutoCompressorModel,
+        GemmaForCausalLM,
+        LLAMA_FIELDS | {"num_key_value_heads": 1, "head_dim": 10},
+    ),
 }
 # Variable-length summaries: fields of a model that makes them, with control tokens that `random_ids` never draws.
 SUM, EOC = 3, 4
@@ -91,6 +132,8 @@ VARIABLE_FIELDS = {
     "compression_alpha": 0.5,
 }
 all_autocompressors = pytest.mark.parametrize("name", AUTOCOMPRESSORS)
+# Where all would take long: the two families, each in both its forms.
+opt_and_llama = pytest.mark.parametrize("name", ["opt", "opt_projected", "llama", "llama_grouped"])
 both_families = pytest.mark.parametrize("name", ["opt", "llama"])
 
 
@@ -104,7 +147,8 @@ def randomize_(model: nn.Module, seed: int = 0) -> nn.Module:
             if isinstance(module, nn.Linear) and name == "weight":
                 noise *= 1.5 * parameter.shape[1] ** -0.5
             elif parameter.ndim == 1:
-                noise = 0.3 * noise + (name == "weight")
+                # Gemma adds the 1 itself.
+                noise = 0.3 * noise + (name == "weight" and not isinstance(module, GemmaRMSNorm))
             parameter.copy_(noise)
     return model
 

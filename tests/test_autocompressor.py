@@ -1,4 +1,4 @@
-"""OPT and Llama AutoCompressors: the tests of every family, segments, summary vectors, the cache, and bad input."""
+"""AutoCompressors of every base: the tests of every family, segments, summary vectors, the cache, and bad input."""
 
 import os
 import pickle
@@ -12,6 +12,8 @@ from modeling_testing import (
     CLOSE,
     DOUBLE,
     EXACT,
+    LLAMA_FIELDS,
+    VARIABLE_FIELDS,
     CausalLMTests,
     HubTests,
     all_autocompressors,
@@ -23,19 +25,35 @@ from modeling_testing import (
     randomize_,
     recorded_attention,
     saved_for_backward,
+    segmented_ids,
     select_row,
     tensors_of,
     tiny_autocompressor,
     tiny_base,
     tiny_config,
+    variable_autocompressor,
 )
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    StableLmConfig,
+    StableLmForCausalLM,
+    StaticCache,
+)
 
-from auto_compressor import AutoCompressorOutput, LlamaAutoCompressorModel, OPTAutoCompressorModel, SoftpromptCache
+from auto_compressor import (
+    AutoCompressorMixin,
+    AutoCompressorOutput,
+    LlamaAutoCompressorModel,
+    OPTAutoCompressorModel,
+    SoftpromptCache,
+)
 from auto_compressor.bases import load_autocompressor
+from auto_compressor.configuration_autocompressor import AutoCompressorConfigMixin
 from auto_compressor.segments import equal_segment_lengths, resolve_segment_lengths
 
 
@@ -119,6 +137,22 @@ class TestLlamaGrouped(AutoCompressorTests):
     name = "llama_grouped"
 
 
+class TestMistral(AutoCompressorTests):
+    name = "mistral"
+
+
+class TestQwen2(AutoCompressorTests):
+    name = "qwen2"
+
+
+class TestQwen3(AutoCompressorTests):
+    name = "qwen3"
+
+
+class TestGemma(HubTests, AutoCompressorTests):
+    name = "gemma"
+
+
 # Checkpoints of the base model, and published ones
 
 
@@ -130,7 +164,8 @@ def test_from_plain_checkpoint(name, tmp_path):
 
     model = model_class.from_pretrained(tmp_path, summary_length=4)
     weights = model.state_dict()
-    eos_embedding = base.get_input_embeddings().weight[model.config.eos_token_id]
+    # As the text has it: Gemma's is scaled.
+    eos_embedding = base.get_input_embeddings()(torch.tensor(model.config.eos_token_id))
     assert torch.equal(weights.pop("embed_summary.weight"), eos_embedding.expand(4, -1))
     assert_close(dict(weights), dict(base.state_dict()), **EXACT)
     assert torch.equal(model(ids).logits, base(ids).logits)
@@ -204,6 +239,76 @@ def test_config_of_another_model_is_refused(tmp_path):
     AutoConfig.for_model("gpt2").save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match="gpt2"):
         load_autocompressor(tmp_path / "gpt2")
+
+
+# Other bases
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+@torch.no_grad()
+def test_sliding_window(variable):
+    """Softprompt, segment and summary fill a window to the last position; then none of it may slide out."""
+    make = variable_autocompressor if variable else tiny_autocompressor
+    narrow, wide = (make("mistral", torch.float64, sliding_window=None) for _ in range(2))
+    narrow.config.sliding_window = 12
+    narrow.config.compress_stop_threshold = wide.config.compress_stop_threshold = 1.0
+    # 2 vectors, 6 or 7 tokens, and 4 or 3 vectors.
+    length, softprompt = 6 if variable else 7, random_softprompt(wide, 2, 2)
+    ids, call = segmented_ids(2, [length]), {"softprompt": softprompt, "output_softprompt": True}
+    for use_cache in (False, True):
+        actual, expected = (model(ids, use_cache=use_cache, **call) for model in (narrow, wide))
+        assert_close(tensors_of(actual), tensors_of(expected), **DOUBLE)
+    # The last token is not read.
+    text, call = ids[:, :-1], {"softprompt": softprompt, "do_sample": False, "eos_token_id": None}
+    call["max_new_tokens"] = 12 - 2 - text.shape[1] + 1
+    assert torch.equal(narrow.generate(text, **call), wide.generate(text, **call))
+
+    longer = segmented_ids(2, [length + 1])
+    for too_long in (
+        lambda: narrow(longer, softprompt=softprompt, output_softprompt=True),
+        lambda: narrow(random_ids(2, 11), softprompt=softprompt),
+        lambda: narrow(random_ids(2, 18), segment_lengths=[5, 13]),
+        lambda: narrow.compress(random_ids(2, 13), segment_lengths=13),
+        lambda: narrow.generate(text, **call | {"max_new_tokens": call["max_new_tokens"] + 1}),
+    ):
+        with pytest.raises(ValueError, match="sliding_window.*12"):
+            too_long()
+    assert narrow(random_ids(2, 10), softprompt=softprompt).logits.shape[1] == 10
+
+
+class StableLmAutoCompressorConfig(AutoCompressorConfigMixin, StableLmConfig):
+    model_type = "stablelm_autocompressor"
+    base_model_type = "stablelm"
+
+
+class StableLmAutoCompressorModel(AutoCompressorMixin, StableLmForCausalLM):
+    config: StableLmAutoCompressorConfig
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+@torch.no_grad()
+def test_another_base_in_a_few_lines(variable, tmp_path):
+    fields = LLAMA_FIELDS | {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    fields |= VARIABLE_FIELDS if variable else {}
+    model = randomize_(StableLmAutoCompressorModel(StableLmAutoCompressorConfig(**fields))).double().eval()
+    model.generation_config.eos_token_id = None
+    ids, lengths = segmented_ids(2, [4, 3, 4]), [4, 3, 4]
+    expected = model(ids, segment_lengths=lengths, output_softprompt=True, use_cache=False)
+    assert expected.softprompt.shape[1] > 0
+    first = model(ids[:, :9], segment_lengths=[4, 3, 2], use_cache=True)
+    second = model(ids[:, 9:], past_key_values=first.past_key_values, output_softprompt=True)
+    assert_close(torch.cat([first.logits, second.logits], dim=1), expected.logits, **DOUBLE)
+    assert_close(second.softprompt, expected.softprompt, **DOUBLE)
+    text = random_ids(2, 11)
+    softprompt, mask = model.compress(text[:, :7], segment_lengths=[4, 3], return_attention_mask=True)
+    how = {"max_new_tokens": 6, "do_sample": False}
+    tokens = [model.generate(text, segment_lengths=lengths, use_cache=cached, **how) for cached in (True, False)]
+    tokens.append(model.generate(text[:, 7:], softprompt=softprompt, softprompt_attention_mask=mask, **how))
+    assert torch.equal(*tokens[:2]) and torch.equal(tokens[0][:, 7:], tokens[2])
+    model.save_pretrained(tmp_path)
+    loaded = StableLmAutoCompressorModel.from_pretrained(tmp_path)
+    again = loaded(ids, segment_lengths=lengths, output_softprompt=True, use_cache=False)
+    assert_close(tensors_of(again), tensors_of(expected), **DOUBLE)
 
 
 # Training

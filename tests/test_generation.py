@@ -10,6 +10,7 @@ from modeling_testing import (
     all_autocompressors,
     both_families,
     gradients,
+    opt_and_llama,
     pad_rows,
     random_ids,
     random_softprompt,
@@ -87,7 +88,7 @@ def prompts(padded=True):
 with_softprompts = pytest.mark.parametrize("given", [None, "plain", "masked"])
 
 
-@all_autocompressors
+@opt_and_llama
 @with_softprompts
 @pytest.mark.parametrize("segment_lengths", [None, 4, [3, 2, 4]], ids=str)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
@@ -154,7 +155,7 @@ def test_sampling(name):
     assert not torch.equal(sequences[0], sequences[2])
 
 
-@all_autocompressors
+@opt_and_llama
 @with_softprompts
 @pytest.mark.parametrize("segment_lengths", [None, [4, 5]], ids=str)
 def test_beams(name, given, segment_lengths):
@@ -264,7 +265,7 @@ def test_one_softprompt_for_the_batch(name, how, inputs):
     assert sequences[0].shape[0] == 3 * how.get("num_return_sequences", 1)
 
 
-@all_autocompressors
+@opt_and_llama
 @with_softprompts
 @pytest.mark.parametrize("how", [GREEDY, BEAMS], ids=["greedy", "beams"])
 def test_inputs_embeds(name, given, how):
@@ -330,7 +331,7 @@ def repetitive_prompt():
     return random_ids(1, 5).repeat(1, 3)
 
 
-@all_autocompressors
+@opt_and_llama
 @with_softprompts
 @pytest.mark.parametrize("segment_lengths", [None, [6, 9]], ids=str)
 def test_prompt_lookup(name, given, segment_lengths):
@@ -340,7 +341,7 @@ def test_prompt_lookup(name, given, segment_lengths):
     assert torch.equal(model.generate(ids, max_new_tokens=16, prompt_lookup_num_tokens=3, **kwargs), expected)
 
 
-@all_autocompressors
+@opt_and_llama
 @with_softprompts
 @pytest.mark.parametrize("segment_lengths", [None, [6, 9]], ids=str)
 def test_assistant(name, given, segment_lengths):
@@ -385,7 +386,7 @@ def test_half_precision(name):
     assert torch.equal(model.generate(ids, softprompt=softprompt.float(), **BEAMS), sequences)
 
 
-@all_autocompressors
+@opt_and_llama
 @with_softprompts
 @pytest.mark.parametrize("segment_lengths", [None, [3, 6]], ids=str)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
@@ -490,7 +491,7 @@ def test_lora(name, tmp_path):
     assert_close(tensors_of(reloaded(ids, **call)), tensors_of(merged(ids, **call)), **EXACT)
 
 
-@all_autocompressors
+@opt_and_llama
 def test_lora_trains_adapters_and_summary_only(name):
     model = lora_model(tiny_autocompressor(name, torch.float64)).train()
     ids = random_ids(2, 9)

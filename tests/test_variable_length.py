@@ -9,6 +9,7 @@ from modeling_testing import (
     all_autocompressors,
     both_families,
     gradients,
+    opt_and_llama,
     pad_rows,
     random_ids,
     random_softprompt,
@@ -37,8 +38,11 @@ def exact(monkeypatch):
     def norm(self, states):
         return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
+    def cross_entropy(logits, targets):
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
-    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+    monkeypatch.setattr("auto_compressor.modeling_autocompressor.summed_cross_entropy", cross_entropy)
 
 
 # The formula
@@ -140,7 +144,7 @@ def text_loss(logits, ids):
 LENGTHS = [5, 3, 6, 3]
 
 
-@all_autocompressors
+@opt_and_llama
 @accumulating_or_not
 @pytest.mark.parametrize("truncate_bptt_segments", [1, 2, 3])
 def test_training_equals_a_loop_over_rows(name, accumulate_summary, truncate_bptt_segments, exact):
@@ -267,7 +271,7 @@ def finite_difference(value, parameter, index, step=1e-5):
     return (results[0] - results[1]) / (2 * step)
 
 
-@pytest.mark.parametrize("name", ["opt", "opt_projected", "llama", "llama_grouped"])
+@opt_and_llama
 @accumulating_or_not
 def test_gradients_equal_finite_differences(name, accumulate_summary, exact):
     model = variable_autocompressor(name, accumulate_summary=accumulate_summary, truncate_bptt_segments=3).train()
@@ -352,7 +356,7 @@ def test_layer_gradient_checkpointing(name):
 # The gate
 
 
-@all_autocompressors
+@opt_and_llama
 @torch.no_grad()
 def test_weight_to_zero_equals_absence(name, exact):
     model, ids = variable_autocompressor(name), segmented_ids(2, [4, 5])
@@ -450,7 +454,7 @@ def expected_penalty(number):
     return 2.0 * sum(number / size for size in sizes) / len(LENGTHS)
 
 
-@all_autocompressors
+@opt_and_llama
 @pytest.mark.parametrize("threshold", [None, 0.05, 0.4, 0.6, 1.0])
 @torch.no_grad()
 def test_threshold(name, threshold):
@@ -490,7 +494,7 @@ def padded_segments(rows, side):
     return inputs, lengths
 
 
-@all_autocompressors
+@opt_and_llama
 @accumulating_or_not
 @training_or_not
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -527,7 +531,7 @@ def test_rows_stop_by_themselves(name, accumulate_summary, training, side):
             assert_close(*kept, **DOUBLE)
 
 
-@all_autocompressors
+@opt_and_llama
 @accumulating_or_not
 @training_or_not
 @torch.no_grad()
@@ -548,7 +552,7 @@ def test_rows_without_sum_keep_their_memory(name, accumulate_summary, training):
     assert torch.equal(masked.softprompt[0, masked.softprompt_attention_mask[0] > 0], softprompt[0])
 
 
-@all_autocompressors
+@opt_and_llama
 @accumulating_or_not
 @torch.no_grad()
 def test_no_row_has_sum(name, accumulate_summary):
@@ -564,7 +568,7 @@ def test_no_row_has_sum(name, accumulate_summary):
     assert_close(trained.logits, outputs.logits, **DOUBLE)
 
 
-@all_autocompressors
+@opt_and_llama
 @training_or_not
 @torch.no_grad()
 def test_causality(name, training):
@@ -589,7 +593,7 @@ def test_evaluation_is_deterministic(name):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@all_autocompressors
+@opt_and_llama
 @training_or_not
 def test_autocast(name, training):
     model, ids = variable_autocompressor(name, torch.float32).train(training), segmented_ids(2, LENGTHS)

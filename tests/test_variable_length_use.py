@@ -18,6 +18,7 @@ from modeling_testing import (
     all_autocompressors,
     both_families,
     gradients,
+    opt_and_llama,
     pad_rows,
     random_ids,
     random_softprompt,
@@ -201,7 +202,7 @@ def test_sampling(name):
     assert not torch.equal(sequences[0], sequences[2])
 
 
-@all_autocompressors
+@opt_and_llama
 @pytest.mark.parametrize("accumulate_summary", [True, False])
 @pytest.mark.parametrize("max_summary_length", [None, 2])
 def test_generate_with_segments(name, accumulate_summary, max_summary_length):
@@ -289,10 +290,29 @@ def test_control_tokens_are_never_generated(name):
     assert config.suppress_tokens == [favourite] and model.generation_config.suppress_tokens is None
 
 
+@opt_and_llama
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@torch.no_grad()
+def test_compression_leaves_the_cache(name, training):
+    """The steps' keys are taken out again, and a cached text is summarised as a whole one."""
+    model, ids = variable_autocompressor(name).train(training), segmented_ids(3, [4, 5, 3])
+    whole, call = {"use_cache": False}, {"output_softprompt": True}
+    first = model(ids[:, :9], segment_lengths=[4, 5], use_cache=True, **call)
+    # `<sum>` of the first segment is no text.
+    assert first.past_key_values.get_seq_length() == 8
+    expected = model(ids[:, :9], segment_lengths=[4, 5], **whole, **call)
+    assert_close(first.softprompt, expected.softprompt, **DOUBLE)
+    second = model(ids[:, 9:], past_key_values=first.past_key_values, **call)
+    expected = model(ids, segment_lengths=[4, 8], **whole, **call)
+    assert_close(second.logits, expected.logits[:, 9:], **DOUBLE)
+    assert_close(second.softprompt, expected.softprompt, **DOUBLE)
+    assert_close(second.softprompt_attention_mask, expected.softprompt_attention_mask, **DOUBLE)
+
+
 # Budgets
 
 
-@all_autocompressors
+@opt_and_llama
 @pytest.mark.parametrize("accumulate_summary", [True, False])
 @torch.no_grad()
 def test_fixed_budget_equals_a_shorter_summary(name, accumulate_summary):
@@ -529,6 +549,7 @@ BAD_CALLS = {
         "return_attention_mask",
         lambda m: m.compress(random_ids(16, 12, seed=4), segment_lengths=4),
     ),
+    "compress in training": ("model.eval", lambda m: m.train().compress(random_ids(1, 12))),
     "weights of another shape": (
         "softprompt_attention_mask",
         lambda m: m(IDS, softprompt=random_softprompt(m, 2, 3), softprompt_attention_mask=torch.rand(2, 4)),
