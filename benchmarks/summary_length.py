@@ -3,10 +3,11 @@
     python benchmarks/summary_length.py --jobs 2      # about an hour of CPU time; finished runs are not run again
 
 Trains on the bundled text, all from one small language model and for equal steps:
-- `length`: variable-length summaries with growing --compression_lambda, fixed lengths, RMT (the last summary only);
+- `length`: variable-length summaries with growing --compression_lambda, each read with several
+  `compress_stop_threshold`; fixed lengths; RMT (the last summary only);
 - `budget`: one model with nested summaries, asked for k vectors, against models trained for exactly k.
 
-Writes the figures as `summary_length.csv` and the curves as `summary_length.png` to --output_dir.
+Needs matplotlib. Writes the figures as `summary_length.csv` and the curves as `summary_length.png` to --output_dir.
 """
 
 import argparse
@@ -43,7 +44,7 @@ LAMBDAS = (0.0, 0.01, 0.03, 0.1, 0.3)
 LENGTHS = (1, 2, 4, 8)
 BUDGETS = (1, 5, 10, 25, 50)
 SEGMENTS = {"length": [64, 64, 64, 64], "budget": [128, 128]}
-STYLES = {"variable": "o-", "fixed": "s--", "RMT": "^:", "one model": "o-", "a model for each": "s--"}
+THRESHOLDS = (0.15, 0.25, 0.5)
 
 
 @dataclass
@@ -55,9 +56,11 @@ class Run:
     name: str
     flags: list[str]
 
-    def points(self) -> list[int | None]:
-        """The budgets at which it is evaluated; `None` is its own."""
-        return list(BUDGETS) if self.curve == "one model" else [None]
+    def points(self) -> list[dict[str, float]]:
+        """How it is read: with thresholds of stopping, with budgets, or as it is."""
+        if self.curve == "variable":
+            return [{"threshold": threshold} for threshold in THRESHOLDS]
+        return [{"budget": budget} for budget in BUDGETS] if self.curve == "one model" else [{}]
 
 
 def all_runs() -> list[Run]:
@@ -125,14 +128,15 @@ def held_out(folder: Path, length: int) -> list[torch.LongTensor]:
     return cut_sequences(ids, length, None, batch_size=16)
 
 
-def row_of(run: Run, budget: int | None, results: list[ContextResult]) -> dict:
+def row_of(run: Run, point: dict[str, float], results: list[ContextResult]) -> dict:
     """One line of the table: vectors per compressed segment, and perplexity after each form of the context."""
     num_compressed = 1 if run.curve == "RMT" else len(SEGMENTS[run.experiment]) - 1
     none, summary, other, full = (result.perplexity for result in results)
+    threshold = f", stop above {point['threshold']:g}" if "threshold" in point else ""
     return {
         "experiment": run.experiment,
-        "curve": run.curve,
-        "setting": run.name if budget is None else f"asked for {budget}",
+        "curve": run.curve + threshold,
+        "setting": f"asked for {point['budget']}" if "budget" in point else run.name,
         "vectors": round(results[1].positions / num_compressed, 2),
         "no context": round(none, 2),
         "summary vectors": round(summary, 2),
@@ -148,9 +152,11 @@ def evaluate_all(runs: list[Run], output_dir: Path) -> list[dict]:
         for run in progress.track(runs, description="Evaluating"):
             folder = folder_of(run, output_dir)
             model, segments = load_autocompressor(str(folder)).eval(), SEGMENTS[run.experiment]
-            for budget in run.points():
-                results = compare_contexts(model, held_out(folder, sum(segments)), segments, full, budget)
-                rows.append(row_of(run, budget, results))
+            batches = held_out(folder, sum(segments))
+            for point in run.points():
+                model.config.compress_stop_threshold = point.get("threshold")
+                results = compare_contexts(model, batches, segments, full, point.get("budget"))
+                rows.append(row_of(run, point, results))
     return rows
 
 
@@ -161,13 +167,16 @@ def plot(rows: list[dict], path: Path):
         chosen = [row for row in rows if row["experiment"] == experiment]
         for curve in dict.fromkeys(row["curve"] for row in chosen):
             points = sorted((row["vectors"], row["summary vectors"]) for row in chosen if row["curve"] == curve)
-            axis.plot(*zip(*points, strict=True), STYLES[curve], label=curve)
+            style = "o-" if curve.startswith(("variable", "one")) else "s--"
+            axis.plot(*zip(*points, strict=True), style, label=curve)
+        without = sum(row["no context"] for row in chosen) / len(chosen)
+        axis.axhline(without, color="gray", linestyle=":", label="no context")
         axis.axhline(chosen[0]["full context"], color="gray", linewidth=1, label="full context")
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel(f"summary vectors per segment of {SEGMENTS[experiment][0]} tokens")
         axis.set_ylabel("perplexity of the last segment")
-        axis.legend()
+        axis.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
