@@ -182,12 +182,15 @@ def plot(rows: list[dict], path: Path):
 
 
 def report(rows: list[dict], output_dir: Path):
-    table = Table(title="Held-out perplexity of the last segment")
-    for column, value in rows[0].items():
-        table.add_column(column, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    """Prints a table per experiment, writes all rows as CSV, and plots them."""
+    for experiment in SEGMENTS:
+        chosen = [row for row in rows if row["experiment"] == experiment]
+        table = Table(title=f"{experiment}: held-out perplexity of the last segment")
+        for column, value in list(chosen[0].items())[1:]:
+            table.add_column(column, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+        for row in chosen:
+            table.add_row(*(str(value) for value in list(row.values())[1:]))
+        Console(width=119).print(table)
     with (output_dir / "summary_length.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
