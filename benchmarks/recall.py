@@ -1,11 +1,11 @@
 """Do summary vectors give facts back? Exact recall with each kind of compression, after equal steps of training.
 
-    python benchmarks/recall.py                                      # one CPU thread: a small Llama from scratch
-    python benchmarks/recall.py --only "full context" fixed --steps 200
+    python benchmarks/recall.py --jobs 2                             # two CPU threads, half an hour
+    python benchmarks/recall.py --only "full context" fixed
 
-A small Llama learns both tasks with full attention: the base. Every row then starts from it
-and is trained for the same steps on the same examples, through `train.py`. Two controls stand beside every figure: no
-context (guessing), and the context of another example. Writes `recall.csv` and `recall.json` to --output_dir.
+Every row is a small Llama that learns from nothing, in the same two stages and steps, through `train.py`: first facts
+alone, then facts in filler. Two controls stand beside every figure: no context (guessing), and the context of another
+example. Writes `recall.csv` and `recall.json` to --output_dir; rows that are trained already are not trained again.
 """
 
 import argparse
@@ -14,13 +14,14 @@ import json
 import os
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from datasets import disable_progress_bars
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -32,9 +33,11 @@ from auto_compressor.evaluation.recall import RecallTask, measure_recall, recall
 ROOT = Path(__file__).parents[1]
 NUMBERS = {
     "passkey": {"digits": 2},
-    "key_value": {"digits": 1, "pairs": 4, "questions": 4, "keys": 16},
+    "key_value": {"digits": 1, "pairs": 2, "questions": 2, "keys": 16},
 }
-# Small matrices need larger weights than 0.02 to begin with, and binding a value to its key takes many heads.
+# As in Mohtashami & Jaggi, "Landmark Attention", NeurIPS 2023, section 4.2: what stands around the facts is known.
+FILLER = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again." * 50
+# Small matrices need larger weights than 0.02 to begin with; many heads learn to bind values to keys.
 MODEL = {
     "hidden_size": 128,
     "intermediate_size": 336,
@@ -46,13 +49,13 @@ MODEL = {
     "tie_word_embeddings": True,
 }
 TRAINING = (
-    "--do_train --use_cpu --save_strategy no --warmup_steps 50 --weight_decay 0.01"
+    "--do_train --use_cpu --save_strategy no --learning_rate 1e-3 --warmup_steps 50 --weight_decay 0.01"
     " --adam_beta2 0.95 --report_to none --logging_steps 100 --disable_tqdm true"
 ).split()
 
 FIXED, VARIABLE = "--summary_length 4", "--compression_max_len 4 --compression_lambda 0.001"
-RECONSTRUCTION, DISTILLATION = "--reconstruction_weight 1", "--distillation_weight 1 --distillation_model {base}"
-# name of the row -> flags of train.py; {base} is the folder of the base
+RECONSTRUCTION, DISTILLATION = "--reconstruction_weight 1", "--distillation_weight 1 --distillation_model {teacher}"
+# name of the row -> flags of train.py; {teacher} is the folder of the full-context row
 CONFIGURATIONS = {
     "full context": "--full_attention",
     "fixed": FIXED,
@@ -69,56 +72,48 @@ PAIRS_OF_COLUMNS = [("exact", "tokens"), ("no context", "other context")]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: tokens of every segment, the last one with the question; tasks; examples per step."""
+    """One training: tokens of every segment, the last one with the question; tasks; steps; schedule of the rate."""
 
     segment_lengths: list[int]
     tasks: list[str]
-    batch_size: int
     steps: int
-    learning_rate: float = 1e-3
+    lr_scheduler_type: str
 
 
-BASE_STAGES = [
-    Stage([12, 8], ["key_value"], 32, 1000),
-    Stage([16, 16], list(NUMBERS), 32, 600),
-    Stage([16, 16, 16, 16, 16], list(NUMBERS), 32, 500),
+STAGES = [
+    Stage([6, 4], ["key_value"], 600, "constant_with_warmup"),
+    Stage([16, 16, 16, 16], list(NUMBERS), 800, "cosine"),
 ]
-STAGE = Stage([16, 16, 16, 16, 16], list(NUMBERS), 32, 500)
+BATCH_SIZE = 32
 
 
-def make_datasets(output_dir: Path, stage: Stage, split: str, rows_per_task: int, seed: int) -> list[str]:
-    """Saves examples of the tasks of a stage and returns their folders."""
-    tokenizer, folders = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER), []
+def make_datasets(folder: Path, stage: Stage, split: str, rows_per_task: int, seed: int):
+    """Saves examples of every task of a stage as `FOLDER/TASK`."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     for name in stage.tasks:
-        rows = recall_dataset(task_of(name, stage), tokenizer, split, rows_per_task, seed=seed)
-        folders.append(str(output_dir / f"data_{split}_{sum(stage.segment_lengths)}" / name))
-        rows.save_to_disk(folders[-1])
-    return folders
+        rows = recall_dataset(task_of(name, stage), tokenizer, split, rows_per_task, seed=seed, text=FILLER)
+        rows.save_to_disk(folder / name)
 
 
 def task_of(name: str, stage: Stage) -> RecallTask:
     return RecallTask(name, sum(stage.segment_lengths), stage.segment_lengths[-1], **NUMBERS[name])
 
 
-def write_new_model(folder: Path) -> str:
+def write_new_model(folder: Path):
     """Writes config and tokenizer of the model that is trained from scratch."""
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     LlamaConfig(vocab_size=len(tokenizer), **MODEL, **ids).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
-def train(stage: Stage, folder: Path, flags: list[str], seed: int) -> float:
-    """Runs `train.py` on new examples; its output goes to `FOLDER.log`. Returns the seconds it took."""
-    start = time.perf_counter()
-    rows_per_task = stage.steps * stage.batch_size // len(stage.tasks)
-    train_sets = make_datasets(folder.parent, stage, "train", rows_per_task, seed)
-    validation_sets = make_datasets(folder.parent, stage, "validation", 64, seed)
-    arguments = ["--output_dir", folder, "--max_steps", stage.steps, "--learning_rate", stage.learning_rate]
-    arguments += ["--per_device_train_batch_size", stage.batch_size, "--seed", seed, *TRAINING, *flags]
-    arguments += ["--segment_lengths", *stage.segment_lengths, "--preprocessed_train_datasets", *train_sets]
-    arguments += ["--preprocessed_validation_datasets", *validation_sets]
+def train_stage(stage: Stage, folder: Path, flags: list[str], data_dir: Path, seed: int):
+    """Runs `train.py` on the examples of a stage; its output goes to `FOLDER.log`."""
+    arguments = ["--output_dir", folder, "--max_steps", stage.steps, "--lr_scheduler_type", stage.lr_scheduler_type]
+    arguments += ["--per_device_train_batch_size", BATCH_SIZE, "--seed", seed, *TRAINING, *flags]
+    arguments += ["--segment_lengths", *stage.segment_lengths]
+    for split in ("train", "validation"):
+        arguments += [f"--preprocessed_{split}_datasets", *(data_dir / split / name for name in stage.tasks)]
     log = folder.with_name(f"{folder.name}.log")
     with log.open("w") as output:
         command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
@@ -126,19 +121,24 @@ def train(stage: Stage, folder: Path, flags: list[str], seed: int) -> float:
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output).returncode
     if code != 0:
         raise ValueError(f"train.py failed with {flags}: {log.read_text().splitlines()[-1:]} ({log})")
-    return time.perf_counter() - start
 
 
-def train_base(output_dir: Path, stages: list[Stage], seed: int) -> str:
-    """Teaches a new model both tasks with full attention, stage by stage; returns the folder of the last one."""
-    start = ["--config_name", write_new_model(output_dir / "new_model")]
-    for index, stage in enumerate(stages):
-        folder = output_dir / f"base_{index}"
-        schedule = ["--lr_scheduler_type", "constant_with_warmup"]
-        seconds = train(stage, folder, ["--full_attention", *schedule, *start], seed)
-        print(f"base, stage {index}: {seconds:.0f} s", flush=True)
-        start = ["--model_name_or_path", str(folder)]
-    return str(folder)
+def folder_of(name: str, output_dir: Path) -> Path:
+    """Where the model of a row is after the last stage."""
+    return output_dir / name.replace(" + ", "_").replace(" ", "_")
+
+
+def train_row(name: str, output_dir: Path, seed: int):
+    """Trains the model of a row through all stages, unless it is there."""
+    folder, teacher = folder_of(name, output_dir), folder_of("full context", output_dir)
+    if (folder / "train_results.json").exists():
+        return
+    start = ["--config_name", output_dir / "new_model"]
+    for index, stage in enumerate(STAGES):
+        into = folder if stage is STAGES[-1] else output_dir / f"{folder.name}_stage_{index}"
+        flags = [*start, *CONFIGURATIONS[name].format(teacher=teacher).split()]
+        train_stage(stage, into, flags, output_dir / f"data_{index}", seed)
+        start = ["--model_name_or_path", into]
 
 
 def measure(folder: Path, stage: Stage, num_rows: int, seed: int) -> dict[str, float]:
@@ -147,7 +147,7 @@ def measure(folder: Path, stage: Stage, num_rows: int, seed: int) -> dict[str, f
     full_context = model.config.summary_length == 0 and not model.config.variable_length
     figures, positions = {}, []
     for name in stage.tasks:
-        rows = recall_dataset(task_of(name, stage), tokenizer, "validation", num_rows, seed=seed)
+        rows = recall_dataset(task_of(name, stage), tokenizer, "validation", num_rows, seed=seed, text=FILLER)
         none, own, other = measure_recall(model, rows, stage.segment_lengths, full_context)
         figures |= {f"{name} exact": own.exact_match, f"{name} tokens": own.token_accuracy}
         figures |= {f"{name} no context": none.exact_match, f"{name} other context": other.exact_match}
@@ -184,12 +184,27 @@ def write_results(rows: list[dict], output_dir: Path, setting: dict):
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CONFIGURATIONS), default=list(CONFIGURATIONS))
-    parser.add_argument("--steps", type=int, default=STAGE.steps, help="of every row")
-    parser.add_argument("--base", help="folder of a base that this script trained (default: trains one)")
+    parser.add_argument("--jobs", type=int, default=1, help="models trained at a time, one thread each")
     parser.add_argument("--rows", type=int, default=512, help="examples of each task that are measured")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/recall"))
     return parser.parse_args()
+
+
+def train_all(names: list[str], output_dir: Path, jobs: int, seed: int):
+    """Makes the data and trains every row, the teacher of the others first."""
+    write_new_model(output_dir / "new_model")
+    for index, stage in enumerate(STAGES):
+        for split, rows_per_task in (("train", stage.steps * BATCH_SIZE // len(stage.tasks)), ("validation", 64)):
+            make_datasets(output_dir / f"data_{index}" / split, stage, split, rows_per_task, seed)
+    progress = Progress(console=Console(stderr=True))
+    with progress, ThreadPoolExecutor(jobs) as pool:
+        task = progress.add_task("Training", total=len(names) + 1)
+        train_row("full context", output_dir, seed)
+        progress.advance(task)
+        for future in as_completed([pool.submit(train_row, name, output_dir, seed) for name in names]):
+            progress.advance(task)
+            future.result()
 
 
 def main():
@@ -198,17 +213,14 @@ def main():
     disable_progress_bars()
     output_dir = args.output_dir.resolve()
     output_dir.mkdir(parents=True, exist_ok=True)
-    base = args.base or train_base(output_dir, BASE_STAGES, args.seed + 1)
-    stage, rows = replace(STAGE, steps=args.steps), []
+    train_all(args.only, output_dir, args.jobs, args.seed)
+    rows = []
     for name in args.only:
-        folder = output_dir / name.replace(" + ", "_").replace(" ", "_")
-        flags = CONFIGURATIONS[name].format(base=base).split()
-        schedule = ["--lr_scheduler_type", "cosine"]
-        seconds = train(stage, folder, ["--model_name_or_path", base, *schedule, *flags], args.seed)
-        figures = measure(folder, stage, args.rows, args.seed + 1)
-        rows.append({"model": name, **figures, "seconds": seconds})
-        write_results(rows, output_dir, {"stage": asdict(stage), "base": base, "numbers": NUMBERS, "seed": args.seed})
-    print_table(rows, f"Recall after {stage.steps} steps")
+        folder = folder_of(name, output_dir)
+        seconds = json.loads((folder / "train_results.json").read_text())["train_runtime"]
+        rows.append({"model": name, **measure(folder, STAGES[-1], args.rows, args.seed + 1), "seconds": seconds})
+    write_results(rows, output_dir, {"stages": [asdict(stage) for stage in STAGES], "numbers": NUMBERS})
+    print_table(rows, "Recall")
 
 
 if __name__ == "__main__":
