@@ -136,7 +136,7 @@ class SubstepTrainer(Trainer):
 
     Raises:
         ValueError: for `label_smoothing_factor`, which the chunked loss does not have; for `distillation_weight`
-            without a teacher.
+            without a teacher; for `reconstruction_weight` without an end-of-text token.
     """
 
     def __init__(
@@ -150,6 +150,10 @@ class SubstepTrainer(Trainer):
             raise ValueError(f"`label_smoothing_factor` must be 0 for substeps, got {args.label_smoothing_factor}.")
         if args is not None and args.distillation_weight > 0 and teacher is None:
             raise ValueError(f"`distillation_weight` {args.distillation_weight} needs a `teacher`.")
+        if args is not None and args.reconstruction_weight > 0 and model.config.end_of_text_id is None:
+            raise ValueError(
+                f"`reconstruction_weight` {args.reconstruction_weight} needs an `eos_token_id`, got None."
+            )
         kwargs.setdefault("compute_metrics", self.segment_metrics)
         super().__init__(model, args, **kwargs)
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
@@ -297,7 +301,8 @@ class SubstepTrainer(Trainer):
             # `<sum>` ends a segment and is no text.
             end = -1 if self.model.config.variable_length else None
             segments = [{"input_ids": ids[:, :end], "attention_mask": mask[:, :end]} for ids, mask in texts]
-            loss = reconstruction_loss(model, segments, outputs.summaries, self.prompt_token_id)
+            # No text begins with the end-of-text token: it is the autoencoding prompt.
+            loss = reconstruction_loss(model, segments, outputs.summaries, self.model.config.end_of_text_id)
             objectives["reconstruction_loss"] = (weight, loss)
         if teacher_states is not None:
             student = self.accelerator.unwrap_model(model)
@@ -305,12 +310,6 @@ class SubstepTrainer(Trainer):
             loss = distillation_loss(student, *states, inputs["shift_labels"] != -100)
             objectives["distillation_loss"] = (self.args.distillation_weight, loss)
         return objectives
-
-    @property
-    def prompt_token_id(self) -> int:
-        """The autoencoding prompt: the end-of-text token, with which no text begins."""
-        eos_token_id = self.model.config.eos_token_id
-        return eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
 
     def share_of_targets(
         self, targets: torch.LongTensor, num_items_in_batch: torch.Tensor | None

@@ -63,6 +63,11 @@ class AutoCompressorConfigMixin:
         """Whether the model decides how many summary vectors a segment gets."""
         return self.sum_token_id is not None and self.compression_max_len > 0
 
+    @property
+    def end_of_text_id(self) -> int | None:
+        """`eos_token_id`, the first one where there are several."""
+        return self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
+
     def __post_init__(self, **kwargs):
         lowest = {
             "summary_length": 0,

@@ -32,13 +32,11 @@ def resize_for_control_tokens(model: PreTrainedModel, num_tokens: int):
     """Gives new control tokens their rows in the embeddings of `model`, copies of that of the end-of-text token."""
     if model.get_input_embeddings().num_embeddings < num_tokens:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
-    eos_token_id = model.config.eos_token_id
-    eos_token_id = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
-    if eos_token_id is None:
+    config = model.config
+    if config.end_of_text_id is None:
         return
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for token in (model.config.sum_token_id, model.config.eoc_token_id):
-            module.weight[token] = module.weight[eos_token_id]
+        module.weight[[config.sum_token_id, config.eoc_token_id]] = module.weight[config.end_of_text_id].clone()
 
 
 __all__ = ["EOC_TOKEN", "SUM_TOKEN", "add_control_tokens", "check_tokenizer", "resize_for_control_tokens"]

@@ -153,9 +153,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        eos_token_id = self.config.eos_token_id
+        eos_token_id = self.config.end_of_text_id
         if module is getattr(self, "embed_summary", None) and eos_token_id is not None:
-            eos_token_id = eos_token_id[0] if isinstance(eos_token_id, list) else eos_token_id
             embeddings = self.get_input_embeddings()
             # Gemma's embeddings are scaled after the look-up.
             eos_embedding = embeddings.weight[eos_token_id] * getattr(embeddings, "scalar_embed_scale", 1.0)

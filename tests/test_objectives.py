@@ -350,3 +350,8 @@ def test_bad_arguments(settings, message, tmp_path):
 def test_distillation_needs_a_teacher(tmp_path):
     with pytest.raises(ValueError, match="teacher"):
         make_trainer(make_model(), text_rows(2, 16), tmp_path, **TEACHER)
+
+
+def test_reconstruction_needs_a_prompt(tmp_path):
+    with pytest.raises(ValueError, match="reconstruction_weight.*eos_token_id"):
+        make_trainer(make_model(eos_token_id=None), text_rows(2, 16), tmp_path, reconstruction_weight=0.5)
