@@ -34,7 +34,7 @@ def test_flags_exist():
     parsers = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments))
     known = set(parsers._option_string_actions)
     sources = [path.read_text() for path in (ROOT / "auto_compressor" / "cli").glob("*.py")]
-    sources.append((ROOT / "benchmarks" / "autocompressor.py").read_text())
+    sources += [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]
     known |= set(re.findall(r'"(--[\w-]+)"', "".join(sources)))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
 
