@@ -96,11 +96,11 @@ def summarize_statistics(statistics: np.ndarray) -> dict[str, float]:
     return {"perplexity": float(np.exp(nll / tokens)), "accuracy": float(correct / tokens)} | counts
 
 
-def length_statistics(summary: SegmentSummary, threshold: float | None) -> dict[str, torch.Tensor]:
+def length_statistics(summary: SegmentSummary, threshold: float) -> dict[str, torch.Tensor]:
     """Means over the rows that were compressed: expected length, length by the hard rule, probability of stopping."""
     compressed = summary.weights.detach()[:, 0]  # s_1 is 1
     stop_probs = summary.stop_probs.detach()
-    realised = survival(stop_probs, 0.5 if threshold is None else threshold).sum(dim=1)
+    realised = survival(stop_probs, threshold).sum(dim=1)
     rows = {"expected_length": summary.weights.detach().sum(dim=1), "realised_length": realised}
     rows["stop_prob"] = stop_probs.mean(dim=1)
     count = compressed.sum().clamp(min=1)
@@ -261,7 +261,7 @@ class SubstepTrainer(Trainer):
         teacher_states = inputs.pop("teacher_states", None)
         inputs = inputs | self.carried | {"skip_logits": True}
         if self.args.nested_summaries:
-            inputs["max_summary_length"] = draw_summary_length(self.most_vectors)
+            inputs["max_summary_length"] = draw_summary_length(self.model.config.max_vectors)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         self.carried = carried_over(outputs)
         self.observed = self.length_metrics(outputs)
@@ -272,20 +272,12 @@ class SubstepTrainer(Trainer):
             loss = loss + total * self.share_of_targets(inputs["shift_labels"], num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    @property
-    def most_vectors(self) -> int:
-        """Most summary vectors of a segment."""
-        config = self.model.config
-        return config.compression_max_len if config.variable_length else config.summary_length
-
     def length_metrics(self, outputs: AutoCompressorOutput) -> dict[str, torch.Tensor]:
         """Lengths and stop probability of every segment, and the penalty; nothing where the length is fixed."""
         if outputs.length_penalty is None:
             return {}
-        metrics, threshold = (
-            {"length_penalty": outputs.length_penalty.detach()},
-            self.model.config.compress_stop_threshold,
-        )
+        metrics = {"length_penalty": outputs.length_penalty.detach()}
+        threshold = self.model.config.stop_threshold
         for index, summary in enumerate(outputs.summaries):
             metrics |= prefixed(f"segment_{index}_", length_statistics(summary, threshold))
         return metrics

@@ -46,6 +46,9 @@ logger = logging.get_logger("train")
 # The published runs read 6,144 tokens in 4 segments of at most 2,048: room for random lengths.
 SHARE_OF_POSITIONS = 0.75
 
+# Fields of a config that makes no summary vectors.
+PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
+
 
 def last_whole_checkpoint(output_dir: str) -> str | None:
     """Returns the newest checkpoint that was written to its end: the state of the trainer is written last."""
@@ -101,7 +104,7 @@ def summary_config(
     names += ("compression_lambda", "compression_alpha", "truncate_bptt_segments", "compress_stop_threshold")
     fields = {name: getattr(training_args, name) for name in names if getattr(training_args, name) is not None}
     if training_args.full_attention:
-        return fields | {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
+        return fields | PLAIN
     if training_args.compression_max_len and not getattr(config, "variable_length", False):
         fields |= add_control_tokens(tokenizer)
     return fields
@@ -183,8 +186,7 @@ def load_teacher(training_args: TrainingArguments, model: PreTrainedModel) -> Pr
     """
     if training_args.distillation_model is None:
         return None
-    plain = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
-    teacher = load_autocompressor(training_args.distillation_model, dtype=model.dtype, **plain)
+    teacher = load_autocompressor(training_args.distillation_model, dtype=model.dtype, **PLAIN)
     if teacher.config.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"--distillation_model must have the tokens of the model, {model.config.vocab_size} at most, it has"

@@ -64,6 +64,16 @@ class AutoCompressorConfigMixin:
         return self.sum_token_id is not None and self.compression_max_len > 0
 
     @property
+    def max_vectors(self) -> int:
+        """Most summary vectors of a segment; 0 in a plain language model."""
+        return self.compression_max_len if self.variable_length else self.summary_length
+
+    @property
+    def stop_threshold(self) -> float:
+        """`compress_stop_threshold`; without it `<eoc>` must be more probable than not."""
+        return 0.5 if self.compress_stop_threshold is None else self.compress_stop_threshold
+
+    @property
     def end_of_text_id(self) -> int | None:
         """`eos_token_id`, the first one where there are several."""
         return self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id

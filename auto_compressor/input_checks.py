@@ -101,12 +101,11 @@ def check_targets(targets: torch.Tensor, text_shape: torch.Size):
 
 def resolve_num_summary(max_summary_length: int | None, config: PreTrainedConfig) -> int:
     """Returns the most summary vectors that a segment may get: those of the config, or fewer if so asked."""
-    most = config.compression_max_len if config.variable_length else config.summary_length
     if max_summary_length is None:
-        return most
+        return config.max_vectors
     if not isinstance(max_summary_length, int) or isinstance(max_summary_length, bool) or max_summary_length < 0:
         raise ValueError(f"`max_summary_length` must be an integer of 0 or more, got {max_summary_length!r}.")
-    return min(max_summary_length, most)
+    return min(max_summary_length, config.max_vectors)
 
 
 def check_control_tokens(config: PreTrainedConfig, input_ids: torch.Tensor | None):

@@ -348,7 +348,6 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         state, weight = sum_state, is_sum.long()
         if self.training:
             weight = weight.to(torch.promote_types(state.dtype, torch.float32))
-        threshold = self.config.compress_stop_threshold or 0.5
         vectors, weights, stop_probs = [state[:, :0]], [weight[:, :0]], [weight[:, :0].float()]
         for position in positions.split(1, dim=1):
             if not self.training and not weight.any():
@@ -365,7 +364,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             vectors.append(state)
             weights.append(weight)
             stop_probs.append(1 - goes_on)
-            weight = weight * (goes_on if self.training else (1 - goes_on <= threshold))
+            weight = weight * (goes_on if self.training else (1 - goes_on <= self.config.stop_threshold))
         cache.crop(1 - len(vectors))
         vectors, weights, stop_probs = (torch.cat(parts, dim=1) for parts in (vectors, weights, stop_probs))
         return SegmentSummary(vectors, weights, stop_probs)
@@ -643,7 +642,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 variable number of them; if rows have different numbers of them and the mask is not asked for.
         """
         config = self.config
-        if config.summary_length == 0 and not config.variable_length:
+        if config.max_vectors == 0:
             raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
         if config.variable_length and self.training:
             raise ValueError(

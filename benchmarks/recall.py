@@ -144,7 +144,7 @@ def train_row(name: str, output_dir: Path, seed: int):
 def measure(folder: Path, stage: Stage, num_rows: int, seed: int) -> dict[str, float]:
     """Recall of every task, its controls, and the columns the context took up; on examples that no training had."""
     model, tokenizer = load_autocompressor(str(folder)).eval(), AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
-    full_context = model.config.summary_length == 0 and not model.config.variable_length
+    full_context = model.config.max_vectors == 0
     figures, positions = {}, []
     for name in stage.tasks:
         rows = recall_dataset(task_of(name, stage), tokenizer, "validation", num_rows, seed=seed, text=FILLER)
