@@ -33,6 +33,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from auto_compressor import (
+    AutoCompressorOutput,
     GemmaAutoCompressorConfig,
     GemmaAutoCompressorModel,
     LlamaAutoCompressorConfig,
@@ -551,3 +552,51 @@ class CausalLMTests(ModelTests):
                 logits.append(outputs.logits)
             where = mask.bool()
             assert_close(torch.cat(logits, dim=1)[where], expected.logits[where], **DOUBLE)
+
+
+class AnyAutoCompressorTests(CausalLMTests):
+    """What the tests of fixed and variable length share. A subclass names its base, a key of `AUTOCOMPRESSORS`."""
+
+    name: str
+    output_class = AutoCompressorOutput
+    # Adding to every key what is the same for all does not change an attention.
+    without_gradient = r"k_proj\.bias"
+
+    @property
+    def config_fields(self):
+        return AUTOCOMPRESSORS[self.name][3]
+
+    @property
+    def model_class(self):
+        return AUTOCOMPRESSORS[self.name][1]
+
+    def make_segments(self, batch_size, segment_lengths):
+        """A text of such segments."""
+        return random_ids(batch_size, sum(segment_lengths))
+
+    def num_vectors(self, config) -> int:
+        """Summary vectors that a segment gets in training."""
+        return config.summary_length
+
+    def make_inputs(self, model):
+        ids = self.make_segments(2, [6, 5])
+        mask = torch.ones_like(ids)
+        mask[1, :2] = 0
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": ids.masked_fill(mask == 0, -100),
+            "softprompt": random_softprompt(model, 2, 2),
+            "segment_lengths": [6, 5],
+            "output_softprompt": True,
+        }
+
+    def expected_shapes(self, model, inputs):
+        length = 2 + 2 * self.num_vectors(model.config)
+        return {
+            "loss": (),
+            "logits": (2, 11, model.config.vocab_size),
+            "last_hidden_state": (2, 11, model.get_input_embeddings().embedding_dim),
+            "softprompt": (2, length, model.get_input_embeddings().embedding_dim),
+            "softprompt_attention_mask": (2, length),
+        }

@@ -14,7 +14,7 @@ from modeling_testing import (
     EXACT,
     LLAMA_FIELDS,
     VARIABLE_FIELDS,
-    CausalLMTests,
+    AnyAutoCompressorTests,
     HubTests,
     all_autocompressors,
     both_families,
@@ -47,7 +47,6 @@ from transformers import (
 
 from auto_compressor import (
     AutoCompressorMixin,
-    AutoCompressorOutput,
     LlamaAutoCompressorModel,
     OPTAutoCompressorModel,
     SoftpromptCache,
@@ -60,9 +59,7 @@ from auto_compressor.segments import equal_segment_lengths, resolve_segment_leng
 FIXTURES = Path(__file__).parent / "fixtures" / "autocompressor" / "checkpoints"
 
 
-class AutoCompressorTests(CausalLMTests):
-    name: str
-    output_class = AutoCompressorOutput
+class AutoCompressorTests(AnyAutoCompressorTests):
     other_fields = {"summary_length": 7, "accumulate_summary": False, "segment_gradient_checkpointing": True}
     bad_fields = [
         ("summary_length", -1),
@@ -72,39 +69,6 @@ class AutoCompressorTests(CausalLMTests):
         ("segment_gradient_checkpointing", 1),
         ("vocab_size", "60"),
     ]
-    # Adding to every key what is the same for all does not change an attention.
-    without_gradient = r"k_proj\.bias"
-
-    @property
-    def config_fields(self):
-        return AUTOCOMPRESSORS[self.name][3]
-
-    @property
-    def model_class(self):
-        return AUTOCOMPRESSORS[self.name][1]
-
-    def make_inputs(self, model):
-        ids = random_ids(2, 11)
-        mask = torch.ones_like(ids)
-        mask[1, :2] = 0
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": ids.masked_fill(mask == 0, -100),
-            "softprompt": random_softprompt(model, 2, 2),
-            "segment_lengths": [6, 5],
-            "output_softprompt": True,
-        }
-
-    def expected_shapes(self, model, inputs):
-        length = 2 + 2 * model.config.summary_length
-        return {
-            "loss": (),
-            "logits": (2, 11, model.config.vocab_size),
-            "last_hidden_state": (2, 11, model.get_input_embeddings().embedding_dim),
-            "softprompt": (2, length, model.get_input_embeddings().embedding_dim),
-            "softprompt_attention_mask": (2, length),
-        }
 
     def settings(self, model, batch_size):
         unpadded = self.unpadded_settings(model, batch_size)

@@ -13,7 +13,7 @@ from modeling_testing import (
     EXACT,
     SUM,
     VARIABLE_FIELDS,
-    CausalLMTests,
+    AnyAutoCompressorTests,
     HubTests,
     all_autocompressors,
     both_families,
@@ -33,7 +33,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from auto_compressor import AutoCompressorOutput
 from auto_compressor.losses import shift_labels_left
 from auto_compressor.segments import append_sum_tokens
 
@@ -43,11 +42,9 @@ GREEDY = {"do_sample": False, "max_new_tokens": NEW}
 BEAMS = {"do_sample": False, "max_new_tokens": NEW, "num_beams": 3}
 
 
-class VariableLengthTests(CausalLMTests):
+class VariableLengthTests(AnyAutoCompressorTests):
     """The tests of every family on texts with `<sum>`; by a threshold of 1 all rows get as many vectors."""
 
-    name: str
-    output_class = AutoCompressorOutput
     other_fields = {
         "sum_token_id": 7,
         "eoc_token_id": 8,
@@ -74,44 +71,24 @@ class VariableLengthTests(CausalLMTests):
         ("compress_stop_threshold", 1.5),
         ("compress_stop_threshold", -0.5),
     ]
-    without_gradient = r"k_proj\.bias"
 
     @property
     def config_fields(self):
-        return AUTOCOMPRESSORS[self.name][3] | VARIABLE_FIELDS | {"compress_stop_threshold": 1.0}
-
-    @property
-    def model_class(self):
-        return AUTOCOMPRESSORS[self.name][1]
+        return super().config_fields | VARIABLE_FIELDS | {"compress_stop_threshold": 1.0}
 
     def make_ids(self, batch_size, length, seed=0):
         return (
             segmented_ids(batch_size, [4, 3, 4], seed) if length == 11 else random_ids(batch_size, length, seed=seed)
         )
 
-    def make_inputs(self, model):
-        ids = segmented_ids(2, [6, 5])
-        mask = torch.ones_like(ids)
-        mask[1, :2] = 0
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": ids.masked_fill(mask == 0, -100),
-            "softprompt": random_softprompt(model, 2, 2),
-            "segment_lengths": [6, 5],
-            "output_softprompt": True,
-        }
+    def make_segments(self, batch_size, segment_lengths):
+        return segmented_ids(batch_size, segment_lengths)
+
+    def num_vectors(self, config):
+        return config.compression_max_len
 
     def expected_shapes(self, model, inputs):
-        length = 2 + 2 * model.config.compression_max_len
-        return {
-            "loss": (),
-            "length_penalty": (),
-            "logits": (2, 11, model.config.vocab_size),
-            "last_hidden_state": (2, 11, model.get_input_embeddings().embedding_dim),
-            "softprompt": (2, length, model.get_input_embeddings().embedding_dim),
-            "softprompt_attention_mask": (2, length),
-        }
+        return super().expected_shapes(model, inputs) | {"length_penalty": ()}
 
     def settings(self, model, batch_size):
         unpadded = self.unpadded_settings(model, batch_size)
