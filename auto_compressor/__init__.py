@@ -1,6 +1,6 @@
 """Compress text for language models: AutoCompressors, in the manner of transformers."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
 from .configuration_autocompressor import (
@@ -10,6 +10,16 @@ from .configuration_autocompressor import (
     OPTAutoCompressorConfig,
     Qwen2AutoCompressorConfig,
     Qwen3AutoCompressorConfig,
+)
+from .configuration_hierarchical_autoencoder import (
+    CodeSequenceConfig,
+    HierarchicalAutoencoderConfig,
+    HierarchicalLevelConfig,
+)
+from .hierarchical_outputs import (
+    HierarchicalAutoencoderOutput,
+    HierarchicalDecoderOutput,
+    HierarchicalEncoderOutput,
 )
 from .modeling_autocompressor import (
     AutoCompressorMixin,
@@ -21,7 +31,17 @@ from .modeling_autocompressor import (
     Qwen2AutoCompressorModel,
     Qwen3AutoCompressorModel,
 )
+from .modeling_hierarchical_autoencoder import (
+    ByteSegmentCompressor,
+    CodeExpander,
+    CodeSequenceTransformer,
+    HierarchicalAutoencoder,
+    LearnedQueryAttention,
+    SlidingWindowAttention,
+    VectorQuantizer,
+)
 from .softprompt_cache import SoftpromptCache
+from .tokenization_bytes import ByteTokenizer
 
 
 AutoConfig.register("opt_autocompressor", OPTAutoCompressorConfig)
@@ -36,13 +56,28 @@ AutoModelForCausalLM.register(MistralAutoCompressorConfig, MistralAutoCompressor
 AutoModelForCausalLM.register(Qwen2AutoCompressorConfig, Qwen2AutoCompressorModel)
 AutoModelForCausalLM.register(Qwen3AutoCompressorConfig, Qwen3AutoCompressorModel)
 AutoModelForCausalLM.register(GemmaAutoCompressorConfig, GemmaAutoCompressorModel)
+AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
+AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
+AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
 
 __all__ = [
     "AutoCompressorMixin",
     "AutoCompressorModel",
     "AutoCompressorOutput",
+    "ByteSegmentCompressor",
+    "ByteTokenizer",
+    "CodeExpander",
+    "CodeSequenceConfig",
+    "CodeSequenceTransformer",
     "GemmaAutoCompressorConfig",
     "GemmaAutoCompressorModel",
+    "HierarchicalAutoencoder",
+    "HierarchicalAutoencoderConfig",
+    "HierarchicalAutoencoderOutput",
+    "HierarchicalDecoderOutput",
+    "HierarchicalEncoderOutput",
+    "HierarchicalLevelConfig",
+    "LearnedQueryAttention",
     "LlamaAutoCompressorConfig",
     "LlamaAutoCompressorModel",
     "MistralAutoCompressorConfig",
@@ -54,5 +89,7 @@ __all__ = [
     "Qwen3AutoCompressorConfig",
     "Qwen3AutoCompressorModel",
     "SegmentSummary",
+    "SlidingWindowAttention",
     "SoftpromptCache",
+    "VectorQuantizer",
 ]

@@ -1,0 +1,116 @@
+"""Where patches begin: the border rules, and what follows from borders (ids, positions, lengths of patches).
+
+Every rule decides on position `i` from scores up to `i` only, so that borders never depend on what comes later.
+Sequences are right-padded; the first position is always a border.
+"""
+
+import torch
+
+
+def rising_borders(entropies: torch.Tensor, threshold: float | torch.Tensor) -> torch.BoolTensor:
+    """Borders where the entropy rises by more than `threshold` over the position before (BLT, arXiv
+    2412.09871, section 2.3).
+
+    Args:
+        entropies (`torch.Tensor` of shape `(batch_size, length)`): Entropy of what comes next, in nats.
+        threshold (`float` or scalar tensor): In nats.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, length)`.
+    """
+    borders = torch.ones_like(entropies, dtype=torch.bool)
+    borders[:, 1:] = entropies.diff(dim=1) > threshold
+    return borders
+
+
+def threshold_borders(entropies: torch.Tensor, threshold: float | torch.Tensor) -> torch.BoolTensor:
+    """Borders where the entropy is above `threshold` (BLT, arXiv 2412.09871, section 2.3).
+
+    Shapes as in `rising_borders`.
+    """
+    borders = entropies > threshold
+    borders[:, :1] = True
+    return borders
+
+
+def cumulative_borders(
+    scores: torch.Tensor, threshold: float | torch.Tensor, lengths: torch.LongTensor | None = None
+) -> torch.BoolTensor:
+    """Borders where the scores since the last border reach `threshold`; what is above it is dropped.
+
+    The score of the first position counts for nothing. Sums are taken in float32, one position after the other: their
+    rounding decides on ties.
+
+    Args:
+        scores (`torch.Tensor` of shape `(batch_size, length)`): Entropies in nats, or other scores of at least 0.
+        threshold (`float` or scalar tensor): In the unit of the scores.
+        lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Positions from here on are padding, which
+            has no borders.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, length)`.
+    """
+    if scores.ndim != 2:
+        raise ValueError(f"`scores` must have the shape (batch_size, length), got {tuple(scores.shape)}.")
+    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=scores.device)
+    run = scores.new_zeros(scores.shape[0], dtype=torch.float32)
+    columns = [torch.ones_like(run, dtype=torch.bool)]
+    for score in scores.float().unbind(dim=1)[1:]:
+        run = run + score
+        columns.append(run >= threshold)
+        run = run.masked_fill(columns[-1], 0.0)
+    borders = torch.stack(columns[: scores.shape[1]], dim=1) if scores.shape[1] else scores.bool()
+    if lengths is not None:
+        borders &= torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
+    return borders
+
+
+def limit_patch_lengths(border_mask: torch.BoolTensor, max_length: int) -> torch.BoolTensor:
+    """Adds a border every `max_length` positions after a border, so that no patch is longer."""
+    positions = torch.arange(border_mask.shape[1], device=border_mask.device).expand_as(border_mask)
+    return border_mask | ((positions - last_borders(border_mask)) % max_length == 0)
+
+
+def last_borders(border_mask: torch.BoolTensor) -> torch.LongTensor:
+    """The index of the last border at or before every position: `(batch_size, length)`."""
+    positions = torch.arange(border_mask.shape[1], device=border_mask.device).expand_as(border_mask)
+    return positions.masked_fill(~border_mask, 0).cummax(dim=1).values
+
+
+def positions_in_patch(border_mask: torch.BoolTensor) -> torch.LongTensor:
+    """Positions since the last border, 0 at the border: `(batch_size, length)`."""
+    positions = torch.arange(border_mask.shape[1], device=border_mask.device)
+    return positions - last_borders(border_mask)
+
+
+def patch_ids_from_borders(border_mask: torch.BoolTensor, mask: torch.BoolTensor) -> torch.LongTensor:
+    """The number of the patch of every position, from 0 on in every row; -1 where `mask` is False."""
+    return (border_mask.long().cumsum(dim=1) - 1).masked_fill(~mask, -1)
+
+
+def patch_lengths_from_ids(patch_ids: torch.LongTensor, num_patches: int) -> torch.LongTensor:
+    """Positions of every patch, 0 behind the last patch of a row: `(batch_size, num_patches)`."""
+    lengths = patch_ids.new_zeros(patch_ids.shape[0], num_patches + 1)
+    # Padding (-1) is counted in a column of its own.
+    lengths.scatter_add_(1, patch_ids % (num_patches + 1), torch.ones_like(patch_ids))
+    return lengths[:, :-1]
+
+
+BORDER_RULES = {
+    "entropy_rise": rising_borders,
+    "entropy_threshold": threshold_borders,
+    "cumulative_entropy": cumulative_borders,
+    "target_ratio": rising_borders,
+}
+
+__all__ = [
+    "BORDER_RULES",
+    "cumulative_borders",
+    "last_borders",
+    "limit_patch_lengths",
+    "patch_ids_from_borders",
+    "patch_lengths_from_ids",
+    "positions_in_patch",
+    "rising_borders",
+    "threshold_borders",
+]
