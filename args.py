@@ -1,6 +1,7 @@
 """Arguments of `train.py`, in three groups: the model, the data, the training.
 
-`python train.py --help` lists them. The names are those of the published AutoCompressor script; every argument of
+`python train.py --help` lists those of AutoCompressors, whose names are those of the published script;
+`python train.py --model_type hierarchical_autoencoder --help` those of another family. Every argument of
 [`transformers.TrainingArguments`] is accepted too.
 """
 
@@ -46,6 +47,44 @@ class ModelArguments:
             " the model has (embed_summary or stop_head, and the rows of <sum> and <eoc>) always are."
         },
     )
+
+
+@dataclass
+class HierarchicalArguments:
+    """Which hierarchical autoencoder is trained: a checkpoint, or a new one.
+
+    The fields of a new one's levels take one value for all levels, or one for each, bytes first; what is not given is
+    as in [`HierarchicalLevelConfig`].
+    """
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: a hub name or a folder (default: a new model)."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for what is downloaded from the hub."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager or sdpa (default: transformers chooses)."}
+    )
+    num_levels: int = field(default=1, metadata={"help": "Levels of codes, each over the one below."})
+    hidden_size: list[int] = field(default_factory=list, metadata={"help": "Width of the layers."})
+    intermediate_size: list[int] = field(default_factory=list, metadata={"help": "Inner width of the layers."})
+    num_hidden_layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the compressor."})
+    num_expander_layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the expander."})
+    quantizer: list[str] = field(default_factory=list, metadata={"help": "ema_vq, residual_vq or fsq."})
+    codebook_size: list[int] = field(default_factory=list, metadata={"help": "Codes of one codebook."})
+    num_quantizers: list[int] = field(default_factory=list, metadata={"help": "Codebooks of residual_vq."})
+    border_rule: list[str] = field(
+        default_factory=list,
+        metadata={"help": "entropy_rise, entropy_threshold, cumulative_entropy or target_ratio."},
+    )
+    border_threshold: list[float] = field(default_factory=list, metadata={"help": "Of the border rule, in nats."})
+    target_ratio: list[float] = field(
+        default_factory=list, metadata={"help": "Symbols per segment that target_ratio aims at."}
+    )
+    max_patch_length: list[int] = field(default_factory=list, metadata={"help": "Most symbols of a segment."})
+    code_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the language model over the top codes (default: 0.2)."}
+    )
+    num_samples: int = field(default=4, metadata={"help": "Reconstructions that every evaluation writes."})
 
 
 @dataclass

@@ -5,7 +5,7 @@ documents. Datasets that are tokenised already keep their rows.
 """
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ BLOCK_FEATURES = Features({"input_ids": List(Value("int32"))})
 STREAM_SHUFFLE_BUFFER = 1000
 
 AnyDataset = Dataset | IterableDataset
+BlockCutter = Callable[[Iterable[dict[str, list[int]]], int], Iterator[dict[str, list[int]]]]
 
 
 def pack_blocks(examples: Iterable[dict[str, list[int]]], block_size: int) -> Iterator[dict[str, list[int]]]:
@@ -49,6 +50,13 @@ def pack_blocks(examples: Iterable[dict[str, list[int]]], block_size: int) -> It
         for start in range(0, whole_length, block_size):
             yield {"input_ids": pending[start : start + block_size]}
         pending = pending[whole_length:]
+
+
+def cut_documents(examples: Iterable[dict[str, list[int]]], block_size: int) -> Iterator[dict[str, list[int]]]:
+    """Cuts the `input_ids` of every example into blocks, of which the last may be shorter."""
+    for example in examples:
+        for start in range(0, len(example["input_ids"]), block_size):
+            yield {"input_ids": example["input_ids"][start : start + block_size]}
 
 
 def tokenize_batch(
@@ -115,18 +123,19 @@ def text_to_blocks(
     block_size: int,
     data_args: DataTrainingArguments,
     cache_dir: str | None,
+    cut: BlockCutter,
 ) -> AnyDataset:
     """Returns rows of `block_size` `input_ids`, a stream for a stream. A `ValueError` if there is not a single one."""
     documents = tokenize(text, source, tokenizer, data_args)
-    if next(pack_blocks(documents, block_size), None) is None:
+    if next(cut(documents, block_size), None) is None:
         num_tokens = sum(len(document["input_ids"]) for document in documents)
         raise ValueError(f"{source} has {num_tokens} tokens, fewer than one block of {block_size} (`block_size`).")
     packing = {"examples": documents, "block_size": block_size}
     if isinstance(text, IterableDataset):
-        return IterableDataset.from_generator(pack_blocks, features=BLOCK_FEATURES, gen_kwargs=packing)
+        return IterableDataset.from_generator(cut, features=BLOCK_FEATURES, gen_kwargs=packing)
     fingerprint = generate_random_fingerprint() if data_args.overwrite_cache else None
     return Dataset.from_generator(
-        pack_blocks, features=BLOCK_FEATURES, cache_dir=cache_dir, gen_kwargs=packing, fingerprint=fingerprint
+        cut, features=BLOCK_FEATURES, cache_dir=cache_dir, gen_kwargs=packing, fingerprint=fingerprint
     )
 
 
@@ -328,6 +337,7 @@ def load_datasets(
     block_size: int,
     cache_dir: str | None = None,
     seed: int = 42,
+    cut: BlockCutter = pack_blocks,
 ) -> tuple[AnyDataset | None, dict[str, Dataset]]:
     """
     Loads the training set and the validation sets. The same call gives the same rows in the same order.
@@ -339,6 +349,8 @@ def load_datasets(
         cache_dir (`str`, *optional*): Folder for what is downloaded and prepared.
         seed (`int`, defaults to 42): Order of a streamed training set, which is shuffled within a buffer of
             1000 rows. A training set in memory is in the order of the text: the sampler of the trainer shuffles it.
+        cut (`Callable`, defaults to `pack_blocks`): Makes blocks of documents, across their borders (`pack_blocks`) or
+            within them (`cut_documents`).
 
     Returns:
         `tuple`: The training set (`None` if there are only validation sets) and the validation sets by name. Rows hold
@@ -355,7 +367,7 @@ def load_datasets(
         train, validation = load_tokenized(data_args, cache_dir)
     else:
         train, validation = read_text(data_args, cache_dir)
-        common = (tokenizer, block_size, data_args, cache_dir)
+        common = (tokenizer, block_size, data_args, cache_dir, cut)
         train = None if train is None else text_to_blocks(train, "The training text", *common)
         validation = {
             name: text_to_blocks(text, f"The validation text {name!r}", *common) for name, text in validation.items()
@@ -422,4 +434,4 @@ class DataCollator:
         return F.pad(row, (0, missing) if self.padding_side == "right" else (missing, 0), value=filling)
 
 
-__all__ = ["DataCollator", "load_datasets", "pack_blocks"]
+__all__ = ["DataCollator", "cut_documents", "load_datasets", "pack_blocks"]

@@ -1,18 +1,22 @@
-"""Trains and evaluates AutoCompressors.
+"""Trains and evaluates the models of a family: AutoCompressors, or those of `--model_type`.
 
     bash run/train.sh                                      # the published setting, every variable on top of the file
     python train.py --config_name tiny --output_dir checkpoints/tiny --do_train --do_eval --max_steps 200
     torchrun --standalone --nproc_per_node 8 train.py --model_name_or_path facebook/opt-2.7b ...
+    python train.py --model_type hierarchical_autoencoder --output_dir checkpoints/bytes --do_train --do_eval
 
 Without arguments for the data, it reads the text that comes with the package. `--resume_from_checkpoint true` goes on
 from the last whole checkpoint of `--output_dir`, if there is one.
 """
 
+import argparse
 import csv
 import importlib.util
 import json
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,16 +32,25 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     set_seed,
 )
+from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from args import DataTrainingArguments, ModelArguments, TrainingArguments
+from args import DataTrainingArguments, HierarchicalArguments, ModelArguments, TrainingArguments
+from auto_compressor import (
+    ByteTokenizer,
+    HierarchicalAutoencoder,
+    HierarchicalAutoencoderConfig,
+    HierarchicalLevelConfig,
+)
 from auto_compressor.bases import autocompressor_class, load_autocompressor, load_base_config, resolve_base
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
-from data import DataCollator, load_datasets
+from auto_compressor.hierarchical_trainer import HierarchicalTrainer
+from data import DataCollator, cut_documents, load_datasets
 from substep_trainer import SubstepTrainer
 
 
@@ -222,8 +235,8 @@ def write_report(rows: list[dict], path: Path):
     """Prints the rows as a table and writes them as CSV."""
     table = Table(title="Evaluation")
     for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("set", "part") else "right")
-    formats = {"perplexity": "{:.2f}", "accuracy": "{:.3f}", "tokens": "{:,}", "vectors": "{:.1f}"}
+        table.add_column(column, justify="left" if column in ("set", "part", "metric") else "right")
+    formats = {"perplexity": "{:.2f}", "accuracy": "{:.3f}", "tokens": "{:,}", "vectors": "{:.1f}", "value": "{:,.4g}"}
     for row in rows:
         cells = (formats.get(key, "{}").format(value) if value is not None else "-" for key, value in row.items())
         table.add_row(*cells)
@@ -234,7 +247,20 @@ def write_report(rows: list[dict], path: Path):
         writer.writerows(rows)
 
 
-def train(trainer: SubstepTrainer, checkpoint: str | None):
+def hierarchical_report_rows(
+    name: str, metrics: dict[str, float], training_args: HfTrainingArguments
+) -> list[dict[str, Any]]:
+    """Rows of the report on one validation set, one per metric of the reconstruction."""
+    prefix = f"eval_{name}_"
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    return [
+        {"set": name, "metric": key.removeprefix(prefix), "value": value}
+        for key, value in metrics.items()
+        if key.startswith(prefix) and key.removeprefix(prefix) not in timing
+    ]
+
+
+def train(trainer: Trainer, checkpoint: str | None):
     """Trains to the end and saves model, tokenizer, metrics and state; adapters get the config beside them."""
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
@@ -247,7 +273,7 @@ def train(trainer: SubstepTrainer, checkpoint: str | None):
     trainer.save_state()
 
 
-def evaluate(trainer: SubstepTrainer):
+def evaluate(trainer: Trainer, report_rows: Callable[..., list[dict]]):
     """Evaluates on every validation set; writes `eval_results.json` and `evaluation.csv`, and prints the table."""
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
@@ -256,35 +282,117 @@ def evaluate(trainer: SubstepTrainer):
         write_report(rows, Path(trainer.args.output_dir) / "evaluation.csv")
 
 
-def run(model_args: ModelArguments, data_args: DataTrainingArguments, training_args: TrainingArguments):
-    if not (training_args.do_train or training_args.do_eval):
-        raise ValueError("Nothing to do: give --do_train, --do_eval or both.")
-    set_seed(training_args.seed)
+def make_autocompressor_trainer(
+    model_args: ModelArguments, data_args: DataTrainingArguments, training_args: TrainingArguments
+) -> SubstepTrainer:
     model, tokenizer = load_model_and_tokenizer(model_args, training_args)
     block_size = data_args.block_size or default_block_size(model, training_args)
+    datasets = load_checked_datasets(data_args, training_args, tokenizer, block_size, model_args.cache_dir)
+    model = add_lora(model, model_args, training_args)
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return SubstepTrainer(
+        model=model,
+        args=training_args,
+        teacher=load_teacher(training_args, model) if training_args.do_train else None,
+        data_collator=DataCollator(pad_token_id),
+        processing_class=tokenizer,
+        **datasets,
+    )
+
+
+def hierarchical_config(model_args: HierarchicalArguments, block_size: int) -> HierarchicalAutoencoderConfig:
+    """The config of a new model: a field of the levels has one value for all, or one for each.
+
+    Raises:
+        ValueError: for another number of values.
+    """
+    levels: list[dict[str, Any]] = [{} for _ in range(model_args.num_levels)]
+    for name in HierarchicalLevelConfig.__dataclass_fields__:
+        values = getattr(model_args, name, None) or []
+        if len(values) not in (0, 1, len(levels)):
+            raise ValueError(f"--{name} must have one value, or one per level ({len(levels)}), got {values}.")
+        for index, level in enumerate(levels if values else []):
+            level[name] = values[index % len(values)]
+    loss = {} if model_args.code_loss_weight is None else {"code_loss_weight": model_args.code_loss_weight}
+    return HierarchicalAutoencoderConfig(level_configs=levels, block_size=block_size, **loss)
+
+
+def make_hierarchical_trainer(
+    model_args: HierarchicalArguments, data_args: DataTrainingArguments, training_args: HfTrainingArguments
+) -> HierarchicalTrainer:
+    attention = {"attn_implementation": model_args.attn_implementation}
+    if model_args.model_name_or_path is None:
+        config = hierarchical_config(model_args, data_args.block_size or HierarchicalAutoencoderConfig().block_size)
+        model = HierarchicalAutoencoder._from_config(config, **attention)
+    else:
+        hub = {"cache_dir": model_args.cache_dir, "dtype": torch.float32}
+        model = HierarchicalAutoencoder.from_pretrained(model_args.model_name_or_path, **hub, **attention)
+    tokenizer, block_size = ByteTokenizer(), data_args.block_size or model.config.block_size
+    # A document ends with the end-of-text token, and no block goes on into the next one.
+    data_args = replace(data_args, add_special_tokens=True)
+    datasets = load_checked_datasets(
+        data_args, training_args, tokenizer, block_size, model_args.cache_dir, cut=cut_documents
+    )
+    return HierarchicalTrainer(
+        model=model,
+        args=training_args,
+        data_collator=DataCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        num_samples=model_args.num_samples,
+        **datasets,
+    )
+
+
+def load_checked_datasets(
+    data_args: DataTrainingArguments,
+    training_args: HfTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    cache_dir: str | None,
+    **options,
+) -> dict[str, Any]:
+    """The datasets of a trainer, `train_dataset` and `eval_dataset`. A `ValueError` if one is needed and missing."""
     with training_args.main_process_first(desc="tokenising the text"):
         train_set, validation_sets = load_datasets(
-            data_args, tokenizer, block_size, cache_dir=model_args.cache_dir, seed=training_args.seed
+            data_args, tokenizer, block_size, cache_dir=cache_dir, seed=training_args.seed, **options
         )
     if training_args.do_train and train_set is None:
         raise ValueError("--do_train needs training data, there are only validation sets.")
     if training_args.do_eval and not validation_sets:
         raise ValueError("--do_eval needs validation data: --validation_file, or a split of the dataset.")
-    model = add_lora(model, model_args, training_args)
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    trainer = SubstepTrainer(
-        model=model,
-        args=training_args,
-        teacher=load_teacher(training_args, model) if training_args.do_train else None,
-        data_collator=DataCollator(pad_token_id),
-        train_dataset=train_set if training_args.do_train else None,
-        eval_dataset=validation_sets or None,
-        processing_class=tokenizer,
-    )
+    return {"train_dataset": train_set if training_args.do_train else None, "eval_dataset": validation_sets or None}
+
+
+@dataclass
+class Family:
+    """What `--model_type` chooses: the groups of arguments, how its trainer is made, and the rows of its report."""
+
+    arguments: tuple[type, type, type]
+    make_trainer: Callable[..., Trainer]
+    report_rows: Callable[..., list[dict]]
+
+
+FAMILIES = {
+    "autocompressor": Family(
+        (ModelArguments, DataTrainingArguments, TrainingArguments), make_autocompressor_trainer, report_rows
+    ),
+    "hierarchical_autoencoder": Family(
+        (HierarchicalArguments, DataTrainingArguments, HfTrainingArguments),
+        make_hierarchical_trainer,
+        hierarchical_report_rows,
+    ),
+}
+
+
+def run(family: Family, model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments):
+    if not (training_args.do_train or training_args.do_eval):
+        raise ValueError("Nothing to do: give --do_train, --do_eval or both.")
+    set_seed(training_args.seed)
+    trainer = family.make_trainer(model_args, data_args, training_args)
     if training_args.do_train:
         train(trainer, find_checkpoint(training_args))
     if training_args.do_eval:
-        evaluate(trainer)
+        evaluate(trainer, family.report_rows)
     # A process that leaves while its last messages are under way can hang in gloo.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
@@ -293,9 +401,13 @@ def run(model_args: ModelArguments, data_args: DataTrainingArguments, training_a
 def main():
     # An unreachable hub is one error of one line, without the warnings of every try before it.
     hub_logging.set_verbosity_error()
-    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments))
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--model_type", choices=list(FAMILIES), default="autocompressor")
+    chosen, arguments = chooser.parse_known_args()
+    family = FAMILIES[chosen.model_type]
+    parser = HfArgumentParser(family.arguments, epilog=f"--model_type chooses the family: {', '.join(FAMILIES)}.")
     try:
-        run(*parser.parse_args_into_dataclasses())
+        run(family, *parser.parse_args_into_dataclasses(arguments))
     except (OSError, ValueError) as error:
         sys.exit(f"train.py: error: {error}")
 

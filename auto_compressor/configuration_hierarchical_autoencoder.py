@@ -37,21 +37,22 @@ class HierarchicalLevelConfig(LlamaConfig):
         target_ratio (`float`, defaults to 2.4): Symbols per segment that `"target_ratio"` aims at, 1 or more.
         max_patch_length (`int`, defaults to 12): Most symbols of a segment.
         num_queries (`int`, defaults to 1): Learned queries that pool a segment.
-        quantizer (`str`, defaults to `"fsq"`): `"ema_vq"`, `"residual_vq"` or `"fsq"`.
+        quantizer (`str`, defaults to `"ema_vq"`): `"ema_vq"`, `"residual_vq"` or `"fsq"`.
         codebook_size (`int`, defaults to 1024): Codes of one codebook; with `"fsq"` it is the product of `fsq_levels`.
         codebook_dim (`int`, defaults to 16): Width of the codes; with `"fsq"` it is the number of `fsq_levels`.
         num_quantizers (`int`, defaults to 1): Codes per segment; more than one needs `"residual_vq"`.
         fsq_levels (`list[int]`, defaults to `[8, 5, 5, 5]`): Levels of each dimension.
-        ema_decay (`float`, defaults to 0.95): Weight that the codebook's statistics keep at every batch.
-        dead_code_threshold (`float`, defaults to 0.1): A code used less than this share of the mean starts anew.
+        ema_decay (`float`, defaults to 0.99): Weight that running statistics keep at every batch; less at first.
+        dead_code_threshold (`float`, defaults to 0.03): A code used less than this share of the mean starts anew.
     """
 
     model_type = "hierarchical_autoencoder_level"
 
     hidden_size: int = 128
-    intermediate_size: int = 384
+    intermediate_size: int = 512
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
+    initializer_range: float | int = 0.05
     max_position_embeddings: int = 512
     vocab_size: int = 256
     symbols_per_unit: int = 1
@@ -65,13 +66,13 @@ class HierarchicalLevelConfig(LlamaConfig):
     target_ratio: float | int = 2.4
     max_patch_length: int = 12
     num_queries: int = 1
-    quantizer: str = "fsq"
+    quantizer: str = "ema_vq"
     codebook_size: int = 1024
     codebook_dim: int = 16
     num_quantizers: int = 1
     fsq_levels: list[int] | None = None
-    ema_decay: float | int = 0.95
-    dead_code_threshold: float | int = 0.1
+    ema_decay: float | int = 0.99
+    dead_code_threshold: float | int = 0.03
 
     def __post_init__(self, **kwargs):
         if self.quantizer == "fsq":
@@ -121,10 +122,11 @@ class CodeSequenceConfig(LlamaConfig):
     model_type = "code_sequence_transformer"
 
     hidden_size: int = 128
-    intermediate_size: int = 384
+    intermediate_size: int = 512
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
-    codebook_size: int = 1000
+    initializer_range: float | int = 0.05
+    codebook_size: int = 1024
     num_quantizers: int = 1
 
     def __post_init__(self, **kwargs):

@@ -15,6 +15,7 @@ from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.utils import can_return_tuple
 
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
@@ -115,6 +116,7 @@ class HierarchicalPreTrainedModel(PreTrainedModel):
         if isinstance(module, VectorQuantizer):
             init.normal_(module.codebook)
             init.zeros_(module.cluster_size)
+            init.zeros_(module.num_batches)
         elif isinstance(module, LearnedQueryAttention):
             init.normal_(module.queries, std=self.config.initializer_range)
         elif isinstance(module, ByteSegmentCompressor):
@@ -122,6 +124,7 @@ class HierarchicalPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RunningNorm):
             init.zeros_(module.mean)
             init.ones_(module.variance)
+            init.zeros_(module.num_batches)
 
 
 class ByteSegmentCompressor(HierarchicalPreTrainedModel):
@@ -524,6 +527,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         labels = labels[:, 1:]
         return token_losses(self.code_sequence(tokens[:, :-1]).logits, labels), labels >= 0
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor,

@@ -29,6 +29,11 @@ class QuantizerOutput(ModelOutput):
     commitment_loss: torch.Tensor | None = None
 
 
+def warmed_up(decay: float, num_batches: torch.Tensor) -> torch.Tensor:
+    """The decay of running statistics after `num_batches`: the first batches, which say little, are soon forgotten."""
+    return ((20 + num_batches) / (25 + num_batches)).clamp(max=decay)
+
+
 def masked_mean(values: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
     """Mean of the `values` whose `mask` is True, 0 if there is none; both of one shape."""
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
@@ -83,6 +88,7 @@ class RunningNorm(nn.Module):
         self.decay = decay
         self.mean = nn.Buffer(torch.empty(size))
         self.variance = nn.Buffer(torch.empty(size))
+        self.num_batches = nn.Buffer(torch.empty(()))
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, mask: torch.BoolTensor):
@@ -93,9 +99,10 @@ class RunningNorm(nn.Module):
         total, squares, count = sums
         mean = total / count.clamp(min=1)
         variance = squares / count.clamp(min=1) - mean.square()
-        weight = (1 - self.decay) * (count > 0)
+        weight = (1 - warmed_up(self.decay, self.num_batches)) * (count > 0)
         self.mean.lerp_(mean, weight)
         self.variance.lerp_(variance, weight)
+        self.num_batches.add_(1)
 
     def forward(self, vectors: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
         if self.training:
@@ -125,6 +132,7 @@ class VectorQuantizer(nn.Module):
         self.dead_code_threshold = dead_code_threshold
         self.codebook = nn.Buffer(torch.empty(codebook_size, codebook_dim))
         self.cluster_size = nn.Buffer(torch.empty(codebook_size))  # vectors per batch that fall to a code
+        self.num_batches = nn.Buffer(torch.empty(()))
 
     def codes_to_stages(self, codes: torch.LongTensor) -> torch.Tensor:
         """Returns `(..., 1, codebook_dim)` for codes `(..., 1)`."""
@@ -152,10 +160,12 @@ class VectorQuantizer(nn.Module):
         batch.index_add_(0, codes, torch.cat([vectors, torch.ones_like(weights)[:, None]], dim=1) * weights[:, None])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(batch)
-        kept, new = self.ema_decay * self.cluster_size, (1 - self.ema_decay) * batch
+        decay = warmed_up(self.ema_decay, self.num_batches)
+        kept, new = decay * self.cluster_size, (1 - decay) * batch
         sums = kept[:, None] * self.codebook + new[:, :-1]
         self.cluster_size.copy_(kept + new[:, -1])
         self.codebook.copy_(torch.where(new[:, -1:] > 0, sums / self.cluster_size[:, None], self.codebook))
+        self.num_batches.add_(1)
 
     def forward(self, vectors: torch.Tensor, mask: torch.BoolTensor) -> QuantizerOutput:
         """

@@ -1,0 +1,91 @@
+"""Training hierarchical autoencoders: the Trainer with every loss by its name, reconstruction metrics and samples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import EvalPrediction, Trainer
+
+from .evaluation.reconstruction import reconstruction_metrics, reconstruction_statistics
+from .modeling_hierarchical_autoencoder import NUM_BYTES
+
+
+SAMPLES_FILE = "reconstructions.jsonl"
+
+
+class HierarchicalTrainer(Trainer):
+    """
+    Trains a [`HierarchicalAutoencoder`].
+
+    Reports every loss by its name. Evaluation decodes from the codes alone, with the metrics of
+    [`~evaluation.reconstruction.reconstruction_metrics`], and appends what became of the first `num_samples` texts to
+    `reconstructions.jsonl` in the output folder.
+    """
+
+    def __init__(self, *args, num_samples: int = 4, **kwargs):
+        super().__init__(*args, compute_metrics=self.metrics_of, **kwargs)
+        self.num_samples = num_samples
+        self.sums: dict[str, torch.Tensor] = {}
+        self.num_summed = 0
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        for name, value in outputs.losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach()
+        self.num_summed += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of every loss since the last report, over steps and processes."""
+        if "loss" in logs and self.sums:
+            means = torch.stack([*self.sums.values()]).float() / self.num_summed
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs = logs | {f"{name}_loss": mean for name, mean in zip(self.sums, means.tolist(), strict=True)}
+            self.sums, self.num_summed = {}, 0
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
+        """Returns no loss, the statistics and the codes of every level as predictions, and a placeholder."""
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            statistics, codes = reconstruction_statistics(
+                self.accelerator.unwrap_model(model), inputs["input_ids"], inputs["attention_mask"], self.generator
+            )
+        return None, (statistics, *codes), statistics[:, 0]
+
+    def metrics_of(self, prediction: EvalPrediction) -> dict[str, float]:
+        statistics, *codes = (torch.as_tensor(array) for array in prediction.predictions)
+        return reconstruction_metrics(self.model.config, statistics, codes)
+
+    def evaluation_loop(self, dataloader, description: str, *args, metric_key_prefix: str = "eval", **kwargs):
+        self.generator = torch.Generator().manual_seed(self.args.seed)
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.is_world_process_zero():
+            self.write_samples(dataloader.dataset, metric_key_prefix)
+        return output
+
+    def write_samples(self, dataset: Dataset, name: str):
+        """Appends the first texts and their reconstructions to the file."""
+        model = self.accelerator.unwrap_model(self.model)
+        rows = dataset.select(range(min(self.num_samples, len(dataset))))["input_ids"]
+        with (Path(self.args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            for row in rows:
+                text = bytes(value for value in row if value < NUM_BYTES)
+                pair = {"text": text, "reconstruction": model.reconstruct(text)}
+                sample = {name: data.decode(errors="replace") for name, data in pair.items()}
+                sample = {"step": self.state.global_step, "set": name} | sample
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+__all__ = ["SAMPLES_FILE", "HierarchicalTrainer"]
