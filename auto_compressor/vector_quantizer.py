@@ -93,7 +93,8 @@ class RunningNorm(nn.Module):
             dist.all_reduce(sums)
         total, squares, count = sums
         mean = total / count.clamp(min=1)
-        variance = squares / count.clamp(min=1) - mean.square()
+        # Rounding makes it negative where all rows are nearly the same.
+        variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
         weight = (1 - self.decay) * (count > 0)
         self.mean.lerp_(mean, weight)
         self.variance.lerp_(variance, weight)
