@@ -141,6 +141,8 @@ class VectorQuantizer(nn.Module):
     def reset_dead_codes(self, vectors: torch.Tensor, mask: torch.BoolTensor):
         """Moves unused codes to vectors of the batch, and gives them the mean count."""
         rows, valid = all_processes(vectors), all_processes(mask)
+        if not len(rows):
+            return
         dead = self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()
         dead &= valid.any()
         self.codebook.copy_(torch.where(dead[:, None], spread_rows(rows, valid, dead), self.codebook))
