@@ -95,7 +95,7 @@ class RunningNorm(nn.Module):
         mean = total / count.clamp(min=1)
         # Rounding makes it negative where all rows are nearly the same.
         variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-        weight = (1 - self.decay) * (count > 0)
+        weight = (1 - self.decay) * (count > 0).to(count.dtype)
         self.mean.lerp_(mean, weight)
         self.variance.lerp_(variance, weight)
 
