@@ -41,7 +41,8 @@ def masked_mean(values: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """Forward `quantized`, backward the identity on `vectors` (van den Oord et al., arXiv 1711.00937, section 3.2)."""
-    return vectors + (quantized - vectors).detach()
+    # In this order the forward value is `quantized` to the last bit.
+    return quantized.detach() + (vectors - vectors.detach())
 
 
 def all_processes(tensor: torch.Tensor) -> torch.Tensor:
@@ -98,8 +99,9 @@ class RunningNorm(nn.Module):
             dist.all_reduce(sums)
         total, squares, count = sums
         mean = total / count.clamp(min=1)
-        variance = squares / count.clamp(min=1) - mean.square()
-        weight = (1 - warmed_up(self.decay, self.num_batches)) * (count > 0)
+        # Rounding makes it negative where all rows are nearly the same.
+        variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
+        weight = (1 - warmed_up(self.decay, self.num_batches)) * (count > 0).to(count.dtype)
         self.mean.lerp_(mean, weight)
         self.variance.lerp_(variance, weight)
         self.num_batches.add_(1)
@@ -147,6 +149,8 @@ class VectorQuantizer(nn.Module):
     def reset_dead_codes(self, vectors: torch.Tensor, mask: torch.BoolTensor):
         """Moves unused codes to vectors of the batch, and gives them the mean count."""
         rows, valid = all_processes(vectors), all_processes(mask)
+        if not len(rows):
+            return
         dead = self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()
         dead &= valid.any()
         self.codebook.copy_(torch.where(dead[:, None], spread_rows(rows, valid, dead), self.codebook))
