@@ -43,6 +43,7 @@ from .vector_quantizer import (
     RunningNorm,
     VectorQuantizer,
     masked_mean,
+    sum_over_processes,
 )
 
 
@@ -50,9 +51,13 @@ NUM_BYTES = 256
 RATIO_DECAY = 0.9  # what the threshold of `target_ratio` keeps of its value at every batch
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of the distribution of `(..., vocab_size)` logits."""
-    log_probs = logits.float().log_softmax(dim=-1)
+    log_probs = at_least_float32(logits).log_softmax(dim=-1)
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
@@ -84,7 +89,7 @@ def codes_from_tokens(tokens: torch.LongTensor, codebook_size: int, num_quantize
 
 def token_losses(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
     """Cross entropy in nats per label, `(...)`, 0 where the label is -100."""
-    flat = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="none")
+    flat = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.flatten(), reduction="none")
     return flat.view(labels.shape)
 
 
@@ -109,7 +114,7 @@ class HierarchicalPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["quantizer"]
+    _keep_in_fp32_modules_strict = ["quantizer", "code_norm"]
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -170,8 +175,8 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
         """Moves the threshold towards the rise that one of `target_ratio` units exceeds."""
         rises = entropies.diff(dim=1).masked_fill(~mask[:, 1:], torch.nan)
         found = rises.nanquantile(1 - 1 / self.config.target_ratio).nan_to_num(self.config.border_threshold)
-        threshold = average_over_processes(found)
-        self.border_threshold.lerp_(threshold.to(self.border_threshold.dtype), 1 - RATIO_DECAY)
+        total, count = sum_over_processes(torch.stack([found, torch.ones_like(found)]))
+        self.border_threshold.lerp_((total / count).to(self.border_threshold.dtype), 1 - RATIO_DECAY)
 
     @torch.no_grad()
     def borders(self, entropies: torch.Tensor, mask: torch.BoolTensor) -> torch.BoolTensor:
@@ -230,14 +235,6 @@ def symbol_positions(positions: torch.LongTensor, symbols_per_unit: int) -> torc
     """Places of symbols within segments, `(batch_size, units * symbols_per_unit)`, from those of units."""
     within = torch.arange(symbols_per_unit, device=positions.device)
     return (positions[..., None] * symbols_per_unit + within).flatten(1)
-
-
-def average_over_processes(value: torch.Tensor) -> torch.Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value /= torch.distributed.get_world_size()
-    return value
 
 
 class CodeExpander(HierarchicalPreTrainedModel):

@@ -45,9 +45,21 @@ def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Te
     return quantized.detach() + (vectors - vectors.detach())
 
 
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensors of all processes, which are of one shape."""
+    if is_distributed():
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor
+
+
 def all_processes(tensor: torch.Tensor) -> torch.Tensor:
     """Rows of all processes, in their order; shorter ones are filled with zeros to the longest."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not is_distributed():
         return tensor
     longest = torch.tensor(tensor.shape[0], device=tensor.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
@@ -95,9 +107,7 @@ class RunningNorm(nn.Module):
     def update(self, vectors: torch.Tensor, mask: torch.BoolTensor):
         rows = vectors.to(self.mean.dtype).masked_fill(~mask[..., None], 0.0).flatten(0, -2)
         sums = torch.stack([rows.sum(dim=0), rows.square().sum(dim=0), mask.sum().to(rows.dtype).expand_as(self.mean)])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        total, squares, count = sums
+        total, squares, count = sum_over_processes(sums)
         mean = total / count.clamp(min=1)
         # Rounding makes it negative where all rows are nearly the same.
         variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
@@ -109,7 +119,7 @@ class RunningNorm(nn.Module):
     def forward(self, vectors: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
         if self.training:
             self.update(vectors, mask)
-        return (vectors - self.mean) * (self.variance + 1e-6).rsqrt()
+        return ((vectors - self.mean) * (self.variance + 1e-6).rsqrt()).to(vectors.dtype)
 
 
 class VectorQuantizer(nn.Module):
@@ -162,10 +172,8 @@ class VectorQuantizer(nn.Module):
         weights = mask.to(vectors.dtype)
         batch = torch.zeros(self.codebook_size, vectors.shape[1] + 1, dtype=vectors.dtype, device=vectors.device)
         batch.index_add_(0, codes, torch.cat([vectors, torch.ones_like(weights)[:, None]], dim=1) * weights[:, None])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(batch)
         decay = warmed_up(self.ema_decay, self.num_batches)
-        kept, new = decay * self.cluster_size, (1 - decay) * batch
+        kept, new = decay * self.cluster_size, (1 - decay) * sum_over_processes(batch)
         sums = kept[:, None] * self.codebook + new[:, :-1]
         self.cluster_size.copy_(kept + new[:, -1])
         self.codebook.copy_(torch.where(new[:, -1:] > 0, sums / self.cluster_size[:, None], self.codebook))
@@ -269,4 +277,5 @@ __all__ = [
     "ResidualVectorQuantizer",
     "VectorQuantizer",
     "masked_mean",
+    "sum_over_processes",
 ]
