@@ -36,7 +36,8 @@ def masked_mean(values: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """Forward `quantized`, backward the identity on `vectors` (van den Oord et al., arXiv 1711.00937, section 3.2)."""
-    return vectors + (quantized - vectors).detach()
+    # A zero is added, so that the sum is `quantized` to the last bit, and tells nothing of the vectors.
+    return quantized.detach() + (vectors - vectors.detach())
 
 
 def all_processes(tensor: torch.Tensor) -> torch.Tensor:
