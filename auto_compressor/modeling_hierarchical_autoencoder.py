@@ -301,11 +301,11 @@ class CodeExpander(HierarchicalPreTrainedModel):
             patch_ids, positions (`torch.LongTensor` of shape `(batch_size, units)`): Segment of every unit (-1 for
                 padding), and its place there.
         """
-        memory = self.read_codes(vectors, mask)
+        memory = F.pad(self.read_codes(vectors, mask), (0, 0, 1, 0))  # what stands in front is for padding
         patch_ids = patch_ids.repeat_interleave(self.symbols_per_unit, dim=1)
         positions = symbol_positions(positions, self.symbols_per_unit)
         previous = F.pad(symbols, (1, 0))[:, :-1].masked_fill(positions == 0, self.config.vocab_size)
-        own = memory.gather(1, patch_ids.clamp(min=0)[..., None].expand(-1, -1, memory.shape[-1]))
+        own = memory.gather(1, (patch_ids + 1)[..., None].expand(-1, -1, memory.shape[-1]))
         hidden_states = self.decoder(self.embed_symbols(previous) + own, patch_ids, positions)
         hidden_states = self.norm(hidden_states)
         last = slice(self.symbols_per_unit - 1, None, self.symbols_per_unit)

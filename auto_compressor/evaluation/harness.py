@@ -19,7 +19,7 @@ from .likelihood import Likelihood, scoring_rows, text_log_likelihood
 @register_model("hier_ae")
 class HierarchicalAELM(LM):
     """
-    Scores and generates text with a [`HierarchicalAutoencoder`]; see [`~evaluation.likelihood`] for what the scores are.
+    Scores and generates text with a [`HierarchicalAutoencoder`]; the scores are those of `evaluation.likelihood`.
 
     Args:
         checkpoint (`str`): A folder or a hub name.
@@ -58,7 +58,8 @@ class HierarchicalAELM(LM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """
         log P(continuation | context) of each request, without an end, and whether greedy generation after the context
-        begins with the continuation. A context is cut from the left to what fits in `block_size` with the continuation.
+        begins with the continuation. Of a context that does not fit in `block_size` with the continuation, the end is
+        taken.
         """
         contexts, texts = ([to_bytes(request.args[part]) for request in requests] for part in (0, 1))
         scores = self.score(texts, contexts, False, disable_tqdm)
@@ -88,12 +89,13 @@ class HierarchicalAELM(LM):
         return [self.generate_one(*request.args) for request in tqdm(requests, "Generating", disable=disable_tqdm)]
 
     def generate_one(self, context: str, gen_kwargs: dict) -> str:
-        """Generates greedily, or as `do_sample`, `temperature`, ... say; the context is cut so that there is room."""
+        """Generates greedily, or as `do_sample`, `temperature`, ... say; the context is cut so that there is room
+        for `max_gen_toks` bytes in `block_size`, but not to less than half of that."""
         options = dict(normalize_gen_kwargs(gen_kwargs))
         until, limit = options.pop("until"), options.pop("max_gen_toks")
         if not options["do_sample"]:
             options.pop("temperature", None)
-        room = max(self.model.config.block_size - limit, self.model.config.block_size // 2)
+        room = max(self.model.config.block_size - limit, (self.model.config.block_size + 1) // 2)
         prompt = to_bytes(context)[-room:]
         generated = self.model.generate_bytes(prompt, limit, **options)[len(prompt) :]
         text = generated[:limit].decode("utf-8", errors="replace")
