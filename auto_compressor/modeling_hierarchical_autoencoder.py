@@ -34,6 +34,7 @@ from .patching import (
     limit_patch_lengths,
     patch_ids_from_borders,
     patch_lengths_from_ids,
+    patches_before,
     positions_in_patch,
 )
 from .sliding_window import LearnedQueryAttention, SlidingWindowAttention, SlidingWindowTransformer
@@ -179,15 +180,23 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
         self.border_threshold.lerp_((total / count).to(self.border_threshold.dtype), 1 - RATIO_DECAY)
 
     @torch.no_grad()
-    def borders(self, entropies: torch.Tensor, mask: torch.BoolTensor) -> torch.BoolTensor:
-        """Where segments start: `(batch_size, units)`, from entropies up to each unit."""
+    def borders(
+        self, entropies: torch.Tensor, mask: torch.BoolTensor, context_lengths: torch.LongTensor | None = None
+    ) -> torch.BoolTensor:
+        """Where segments start: `(batch_size, units)`, from entropies up to each unit, and behind the context."""
         borders = BORDER_RULES[self.config.border_rule](entropies, self.border_threshold)
+        if context_lengths is not None:
+            borders = borders | (torch.arange(mask.shape[1], device=mask.device) == context_lengths[:, None])
         if self.training and self.config.border_rule == "target_ratio":
             self.follow_target_ratio(entropies, mask)
         return limit_patch_lengths(borders, self.config.max_patch_length)
 
     def forward(
-        self, symbols: torch.LongTensor, mask: torch.BoolTensor, vectors: torch.Tensor | None = None
+        self,
+        symbols: torch.LongTensor,
+        mask: torch.BoolTensor,
+        vectors: torch.Tensor | None = None,
+        context_lengths: torch.LongTensor | None = None,
     ) -> SegmentCompressorOutput:
         """
         Args:
@@ -196,6 +205,8 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
             mask (`torch.BoolTensor` of shape `(batch_size, units)`): True for units, False for the padding behind.
             vectors (`torch.Tensor` of shape `(batch_size, units * symbols_per_unit, input_dim)`, *optional*): What
                 the codes stand for; the gradient goes through them to the level below.
+            context_lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Units after which a segment has
+                to start.
         """
         symbol_mask = mask.repeat_interleave(self.symbols_per_unit, dim=1)
         positions = torch.arange(symbols.shape[1], device=symbols.device)[None]
@@ -205,7 +216,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
         labels = symbols.masked_fill(~symbol_mask, -100)[:, 1:]
         last_symbols = logits.detach()[:, self.symbols_per_unit - 1 :: self.symbols_per_unit]
         entropies = entropy(last_symbols).masked_fill(~mask, 0.0)
-        borders = self.borders(entropies, mask)
+        borders = self.borders(entropies, mask, context_lengths)
         patch_ids = patch_ids_from_borders(borders, mask)
         # The one number that is read back from the device: the shapes of the next level depend on it.
         num_patches = int(patch_ids.max()) + 1 if patch_ids.numel() else 0
@@ -290,11 +301,11 @@ class CodeExpander(HierarchicalPreTrainedModel):
             patch_ids, positions (`torch.LongTensor` of shape `(batch_size, units)`): Segment of every unit (-1 for
                 padding), and its place there.
         """
-        memory = self.read_codes(vectors, mask)
+        memory = F.pad(self.read_codes(vectors, mask), (0, 0, 1, 0))  # what stands in front is for padding
         patch_ids = patch_ids.repeat_interleave(self.symbols_per_unit, dim=1)
         positions = symbol_positions(positions, self.symbols_per_unit)
         previous = F.pad(symbols, (1, 0))[:, :-1].masked_fill(positions == 0, self.config.vocab_size)
-        own = memory.gather(1, patch_ids.clamp(min=0)[..., None].expand(-1, -1, memory.shape[-1]))
+        own = memory.gather(1, (patch_ids + 1)[..., None].expand(-1, -1, memory.shape[-1]))
         hidden_states = self.decoder(self.embed_symbols(previous) + own, patch_ids, positions)
         hidden_states = self.norm(hidden_states)
         last = slice(self.symbols_per_unit - 1, None, self.symbols_per_unit)
@@ -485,11 +496,20 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         order = mask.long().argsort(dim=1, descending=True, stable=True)
         return input_ids.gather(1, order).clamp(max=NUM_BYTES - 1), mask.gather(1, order), order
 
-    def compress(self, symbols: torch.LongTensor, mask: torch.BoolTensor) -> list[SegmentCompressorOutput]:
-        """Runs the compressors on bytes `(batch_size, length)`, each on the codes of the one below."""
+    def compress(
+        self, symbols: torch.LongTensor, mask: torch.BoolTensor, context_lengths: torch.LongTensor | None = None
+    ) -> list[SegmentCompressorOutput]:
+        """
+        Runs the compressors on bytes `(batch_size, length)`, each on the codes of the one below.
+
+        With `context_lengths` `(batch_size,)`, in bytes, segments of all levels start behind the context, whose codes
+        are then those of the context alone.
+        """
         outputs, vectors = [], None
         for compressor in self.compressors:
-            outputs.append(compressor(symbols, mask, vectors))
+            outputs.append(compressor(symbols, mask, vectors, context_lengths))
+            if context_lengths is not None:
+                context_lengths = patches_before(outputs[-1].patch_lengths, context_lengths)
             symbols = tokens_from_codes(outputs[-1].codes, compressor.config.codebook_size)
             mask = outputs[-1].patch_lengths > 0
             vectors = outputs[-1].stages.flatten(1, 2)
@@ -502,6 +522,14 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         below = zip(compressed[:-1], self.config.level_configs, strict=False)
         return [symbols] + [tokens_from_codes(output.codes, level.codebook_size) for output, level in below]
 
+    def level_labels(
+        self, labels: torch.LongTensor, compressed: list[SegmentCompressorOutput]
+    ) -> list[torch.LongTensor]:
+        """`level_symbols` for a loss: `labels` in place of the bytes, and -100 where there is no code."""
+        first, *others = self.level_symbols(labels, compressed)
+        below = zip(others, compressed[:-1], strict=True)
+        return [first] + [tokens.masked_fill((output.codes < 0).flatten(1), -100) for tokens, output in below]
+
     def expand(self, symbols: torch.LongTensor, compressed: list[SegmentCompressorOutput]) -> list[CodeExpanderOutput]:
         """Runs the expanders, each on the true codes of its level."""
         levels = zip(self.expanders, self.level_symbols(symbols, compressed), compressed, strict=True)
@@ -513,10 +541,22 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
     def end_nats(self, level: int, compressed: SegmentCompressorOutput, expanded: CodeExpanderOutput) -> torch.Tensor:
         """Nats of the flag that ends segments, `(batch_size, units)`; 0 where a segment has to end."""
         patch_ids = compressed.patch_ids
-        ends = (patch_ids != F.pad(patch_ids, (0, 1), value=-1)[:, 1:]).to(expanded.end_logits.dtype)
-        nats = F.binary_cross_entropy_with_logits(expanded.end_logits, ends, reduction="none")
+        ends = (patch_ids != F.pad(patch_ids, (0, 1), value=-1)[:, 1:]).float()
+        nats = F.binary_cross_entropy_with_logits(expanded.end_logits.float(), ends, reduction="none")
         longest = self.config.level_configs[level].max_patch_length - 1
         return nats.masked_fill((patch_ids < 0) | (compressed.positions == longest), 0.0)
+
+    def unit_nats(
+        self,
+        level: int,
+        labels: torch.LongTensor,
+        compressed: SegmentCompressorOutput,
+        expanded: CodeExpanderOutput,
+    ) -> torch.Tensor:
+        """Nats of every unit given the codes of its level, `(batch_size, units)`: its symbols, and the flag behind."""
+        shape = (compressed.patch_ids.shape[1], self.config.level_configs[level].symbols_per_unit)
+        symbol_nats = token_losses(expanded.logits, labels).unflatten(1, shape)
+        return symbol_nats.sum(dim=-1) + self.end_nats(level, compressed, expanded)
 
     def code_nats(self, codes: torch.LongTensor, ends: torch.BoolTensor) -> tuple[torch.Tensor, torch.BoolTensor]:
         """Nats of every top code, and which of them count, each `(batch_size, patches * num_quantizers + 1)`."""
@@ -549,7 +589,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         loss, losses = None, None
         if labels is not None:
             labels = labels.gather(1, order).masked_fill(~mask, -100)
-            losses = self.losses(symbols, labels, compressed, expanded, self.text_ends(input_ids, attention_mask))
+            losses = self.losses(labels, compressed, expanded, self.text_ends(input_ids, attention_mask))
             loss = self.weighted_sum(losses)
         logits = expanded[0].logits
         back = order.argsort(dim=1)[..., None].expand(-1, -1, logits.shape[-1])
@@ -574,7 +614,6 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
 
     def losses(
         self,
-        symbols: torch.LongTensor,
         labels: torch.LongTensor,
         compressed: list[SegmentCompressorOutput],
         expanded: list[CodeExpanderOutput],
@@ -582,12 +621,9 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
     ) -> dict[str, torch.Tensor]:
         """Means by name: per symbol of each level, and per top code (whose gradient stays in its language model)."""
         found = {}
-        for level, targets in enumerate(self.level_symbols(symbols, compressed)):
-            output, mask = expanded[level], compressed[level].patch_ids >= 0
-            per_unit = self.config.level_configs[level].symbols_per_unit
-            targets = labels if level == 0 else targets.masked_fill(~mask.repeat_interleave(per_unit, dim=1), -100)
-            nats = token_losses(output.logits, targets).sum() + self.end_nats(level, compressed[level], output).sum()
-            found[f"reconstruction_{level}"] = nats / (targets >= 0).sum().clamp(min=1)
+        for level, targets in enumerate(self.level_labels(labels, compressed)):
+            nats = self.unit_nats(level, targets, compressed[level], expanded[level])
+            found[f"reconstruction_{level}"] = nats.sum() / (targets >= 0).sum().clamp(min=1)
             found[f"lm_{level}"] = compressed[level].lm_loss
             found[f"commitment_{level}"] = compressed[level].commitment_loss
         found["code"] = masked_mean(*self.code_nats(compressed[-1].codes, ends))
@@ -626,12 +662,17 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         )
 
     @torch.no_grad()
-    def decode(self, codes: torch.LongTensor) -> HierarchicalDecoderOutput:
+    def decode(
+        self, codes: torch.LongTensor, context_codes: tuple[torch.LongTensor, ...] | None = None
+    ) -> HierarchicalDecoderOutput:
         """
         Bytes of top codes, from nothing else: all segments of a level are generated at once.
 
         Args:
             codes (`torch.LongTensor` of shape `(batch_size, num_quantizers, patches)`): -1 behind the last of a row.
+            context_codes (`tuple(torch.LongTensor)` of shape `(batch_size, num_quantizers, patches)`, *optional*): The
+                codes of every level, from bytes upwards and without padding, of a text in front, whose bytes are not
+                generated.
 
         Raises:
             ValueError: for codes of another shape, or out of range.
@@ -640,9 +681,13 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         codes, mask = codes.transpose(1, 2), codes[:, 0] >= 0
         top_codes = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)  # to which each unit belongs
         lengths = torch.zeros_like(top_codes)
-        for compressor, expander in zip(reversed(self.compressors), reversed(self.expanders), strict=True):
-            vectors = compressor.quantizer.codes_to_stages(codes.clamp(min=0))[..., -1, :].to(self.dtype)
-            symbols, segment_lengths = expander.generate(expander.read_codes(vectors, mask)[mask])
+        for level in reversed(range(self.config.num_levels)):
+            expander = self.expanders[level]
+            context = codes[:, :0] if context_codes is None else context_codes[level].transpose(1, 2)
+            start, all_codes = context.shape[1], torch.cat([context, codes], dim=1).clamp(min=0)
+            vectors = self.compressors[level].quantizer.codes_to_stages(all_codes)[..., -1, :].to(self.dtype)
+            memory = expander.read_codes(vectors, F.pad(mask, (start, 0), value=True))[:, start:]
+            symbols, segment_lengths = expander.generate(memory[mask])
             units = codes_from_tokens(symbols, expander.codebook_size, expander.symbols_per_unit)
             owners = top_codes[mask][:, None, None].expand(-1, units.shape[1], 1)
             units, mask = pack_segments(torch.cat([units, owners], dim=-1), segment_lengths, mask)
@@ -694,11 +739,9 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         """
         data = to_bytes(prompt)
         input_ids = torch.tensor([list(data) or [self.config.pad_token_id]], device=self.device)
-        codes = self.encode(input_ids).codes
-        new_codes = self.code_sequence.generate_codes(codes, max_new_codes, **generate_kwargs)
-        output = self.decode(torch.cat([codes, new_codes], dim=2))
-        start = output.lengths[:, : codes.shape[2]].sum()
-        data += rows_to_bytes(output.sequences[:, start:])
+        encoded = self.encode(input_ids)
+        new_codes = self.code_sequence.generate_codes(encoded.codes, max_new_codes, **generate_kwargs)
+        data += rows_to_bytes(self.decode(new_codes, encoded.level_codes).sequences)
         return data.decode("utf-8", errors="replace") if isinstance(prompt, str) else data
 
     def check_codes(self, codes: torch.LongTensor):

@@ -96,6 +96,17 @@ def patch_lengths_from_ids(patch_ids: torch.LongTensor, num_patches: int) -> tor
     return lengths[:, :-1]
 
 
+def patches_before(patch_lengths: torch.LongTensor, positions: torch.LongTensor) -> torch.LongTensor:
+    """How many patches end within the first positions of every row: `(batch_size,)`.
+
+    Args:
+        patch_lengths (`torch.LongTensor` of shape `(batch_size, num_patches)`): 0 behind the last patch of a row.
+        positions (`torch.LongTensor` of shape `(batch_size,)`): How many positions count as the first ones.
+    """
+    within = patch_lengths.cumsum(dim=1) <= positions[:, None]
+    return (within & (patch_lengths > 0)).sum(dim=1)
+
+
 BORDER_RULES = {
     "entropy_rise": rising_borders,
     "entropy_threshold": threshold_borders,
@@ -110,6 +121,7 @@ __all__ = [
     "limit_patch_lengths",
     "patch_ids_from_borders",
     "patch_lengths_from_ids",
+    "patches_before",
     "positions_in_patch",
     "rising_borders",
     "threshold_borders",

@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import generate, perplexity, summarize
+from . import evaluate, generate, perplexity, summarize
 
 
-COMMANDS = (summarize, generate, perplexity)
+COMMANDS = (summarize, generate, perplexity, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and "further" not in args:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.further = unknown  # for the one command that hands them on
     try:
         args.run(args)
     except (OSError, ValueError) as error:

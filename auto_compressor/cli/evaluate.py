@@ -1,0 +1,51 @@
+"""`auto-compressor evaluate`: the LM evaluation harness, with the hierarchical autoencoder as one of its models."""
+
+import argparse
+import importlib.util
+import sys
+
+
+NAME = "evaluate"
+HELP = "run the LM evaluation harness (lm-eval) on a hierarchical autoencoder or any model that lm-eval knows"
+
+# The arguments of lm-eval that are used most; all of them are handed on as they are, and others too.
+ARGUMENTS = {
+    "--model": "hier_ae for a hierarchical autoencoder, hf for models of transformers, ...",
+    "--model_args": "arguments of the model: checkpoint=DIR for hier_ae, pretrained=NAME for hf, ...",
+    "--tasks": "names of tasks",
+    "--include_path": "a folder with tasks of your own",
+    "--num_fewshot": "examples in front of each question",
+    "--limit": "use only so many examples of each task",
+    "--batch_size": "texts that are scored at once",
+    "--device": "cpu, cuda, ...",
+    "--output_path": "also write the results to this folder",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    for argument, text in ARGUMENTS.items():
+        parser.add_argument(argument, nargs="+", metavar="VALUE", help=text)
+    parser.set_defaults(further=[])  # those that this parser does not know
+
+
+def harness_arguments(args: argparse.Namespace) -> list[str]:
+    """The command line of lm-eval."""
+    values = {argument: getattr(args, argument.removeprefix("--")) for argument in ARGUMENTS}
+    given = [[argument, *value] for argument, value in values.items() if value is not None]
+    return sum(given, []) + args.further
+
+
+def run(args: argparse.Namespace):
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError('evaluate needs lm-eval, which is not installed: pip install "auto-compressor[eval]"')
+
+    from lm_eval.__main__ import cli_evaluate
+
+    from ..evaluation import harness  # noqa: F401, registers hier_ae
+
+    # The entry point of lm-eval reads the command line of the process.
+    own, sys.argv = sys.argv, ["lm-eval", "run", *harness_arguments(args)]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = own
