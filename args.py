@@ -71,7 +71,11 @@ class HierarchicalArguments:
     num_expander_layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the expander."})
     quantizer: list[str] = field(default_factory=list, metadata={"help": "ema_vq, residual_vq or fsq."})
     codebook_size: list[int] = field(default_factory=list, metadata={"help": "Codes of one codebook."})
+    codebook_dim: list[int] = field(default_factory=list, metadata={"help": "Width of the codes."})
     num_quantizers: list[int] = field(default_factory=list, metadata={"help": "Codebooks of residual_vq."})
+    fsq_levels: list[int] = field(
+        default_factory=list, metadata={"help": "Levels of each dimension of fsq, the same on all levels of codes."}
+    )
     border_rule: list[str] = field(
         default_factory=list,
         metadata={"help": "entropy_rise, entropy_threshold, cumulative_entropy or target_ratio."},

@@ -307,7 +307,9 @@ def hierarchical_config(model_args: HierarchicalArguments, block_size: int) -> H
         ValueError: for another number of values.
     """
     levels: list[dict[str, Any]] = [{} for _ in range(model_args.num_levels)]
-    for name in HierarchicalLevelConfig.__dataclass_fields__:
+    for level in levels if model_args.fsq_levels else []:
+        level["fsq_levels"] = model_args.fsq_levels
+    for name in set(HierarchicalLevelConfig.__dataclass_fields__) - {"fsq_levels"}:
         values = getattr(model_args, name, None) or []
         if len(values) not in (0, 1, len(levels)):
             raise ValueError(f"--{name} must have one value, or one per level ({len(levels)}), got {values}.")

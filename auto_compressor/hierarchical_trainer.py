@@ -1,5 +1,6 @@
 """Training hierarchical autoencoders: the Trainer with every loss by its name, reconstruction metrics and samples."""
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import EvalPrediction, Trainer
+from transformers.integrations import TensorBoardCallback
 
 from .evaluation.reconstruction import reconstruction_metrics, reconstruction_statistics
 from .modeling_hierarchical_autoencoder import NUM_BYTES
@@ -76,16 +78,32 @@ class HierarchicalTrainer(Trainer):
         return output
 
     def write_samples(self, dataset: Dataset, name: str):
-        """Appends the first texts and their reconstructions to the file."""
+        """Appends the first texts and their reconstructions to the file, and shows them to the trackers."""
         model = self.accelerator.unwrap_model(self.model)
         rows = dataset.select(range(min(self.num_samples, len(dataset))))["input_ids"]
+        lines = []
+        for row in rows:
+            text = bytes(value for value in row if value < NUM_BYTES)
+            pair = {"text": text, "reconstruction": model.reconstruct(text)}
+            sample = {key: data.decode(errors="replace") for key, data in pair.items()}
+            lines.append(json.dumps({"step": self.state.global_step, "set": name} | sample, ensure_ascii=False) + "\n")
         with (Path(self.args.output_dir) / SAMPLES_FILE).open("a", encoding="utf-8") as file:
-            for row in rows:
-                text = bytes(value for value in row if value < NUM_BYTES)
-                pair = {"text": text, "reconstruction": model.reconstruct(text)}
-                sample = {name: data.decode(errors="replace") for name, data in pair.items()}
-                sample = {"step": self.state.global_step, "set": name} | sample
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            file.writelines(lines)
+        self.show_text(f"{name}_reconstructions", "".join(lines))
+
+    def show_text(self, name: str, text: str):
+        """Hands a text to the trackers of `report_to`, which `log` gives numbers only."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_text(name, f"<pre>{html.escape(text)}</pre>", self.state.global_step)
+        if "mlflow" in self.args.report_to:
+            import mlflow
+
+            mlflow.log_text(text, f"{name}_{self.state.global_step}.jsonl")
+        if "wandb" in self.args.report_to:
+            import wandb
+
+            wandb.log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>")})
 
 
 __all__ = ["SAMPLES_FILE", "HierarchicalTrainer"]

@@ -49,7 +49,7 @@ from .vector_quantizer import (
 
 
 NUM_BYTES = 256
-RATIO_DECAY = 0.9  # what the threshold of `target_ratio` keeps of its value at every batch
+STATISTICS_DECAY = 0.9  # what the threshold of `target_ratio` and the norm in front of codes keep at every batch
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
             config.max_patch_length * config.symbols_per_unit,
         )
         self.code_proj = nn.Linear(config.hidden_size, config.codebook_dim)
-        self.code_norm = RunningNorm(config.codebook_dim, config.ema_decay)
+        self.code_norm = RunningNorm(config.codebook_dim, STATISTICS_DECAY)
         self.quantizer = make_quantizer(config)
         self.border_threshold = nn.Buffer(torch.empty(()))
         self.post_init()
@@ -177,7 +177,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
         rises = entropies.diff(dim=1).masked_fill(~mask[:, 1:], torch.nan)
         found = rises.nanquantile(1 - 1 / self.config.target_ratio).nan_to_num(self.config.border_threshold)
         total, count = sum_over_processes(torch.stack([found, torch.ones_like(found)]))
-        self.border_threshold.lerp_((total / count).to(self.border_threshold.dtype), 1 - RATIO_DECAY)
+        self.border_threshold.lerp_((total / count).to(self.border_threshold.dtype), 1 - STATISTICS_DECAY)
 
     @torch.no_grad()
     def borders(
@@ -541,8 +541,9 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
     def end_nats(self, level: int, compressed: SegmentCompressorOutput, expanded: CodeExpanderOutput) -> torch.Tensor:
         """Nats of the flag that ends segments, `(batch_size, units)`; 0 where a segment has to end."""
         patch_ids = compressed.patch_ids
-        ends = (patch_ids != F.pad(patch_ids, (0, 1), value=-1)[:, 1:]).float()
-        nats = F.binary_cross_entropy_with_logits(expanded.end_logits.float(), ends, reduction="none")
+        end_logits = at_least_float32(expanded.end_logits)
+        ends = (patch_ids != F.pad(patch_ids, (0, 1), value=-1)[:, 1:]).to(end_logits.dtype)
+        nats = F.binary_cross_entropy_with_logits(end_logits, ends, reduction="none")
         longest = self.config.level_configs[level].max_patch_length - 1
         return nats.masked_fill((patch_ids < 0) | (compressed.positions == longest), 0.0)
 
