@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ from auto_compressor import (
 )
 
 
+ROOT = Path(__file__).parents[1]
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 DOUBLE = {"rtol": 1e-10, "atol": 1e-10}
@@ -290,6 +292,16 @@ def saved_for_backward(sizes: list[int]):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
+
+
+def run_on_two_processes(script: str, folder: Path):
+    """Runs a test file as the worker of one of its tests, which gets the folder as its argument."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, script, str(folder)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 LOAD_WITHOUT_PACKAGE = """

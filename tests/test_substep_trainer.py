@@ -7,12 +7,12 @@ import copy
 import functools
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from modeling_testing import run_on_two_processes
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -30,7 +30,6 @@ from substep_trainer import SubstepTrainer
 from tests.test_autocompressor_parity import GRADIENTS, TENSORS, VALUES, cases, load_model, tensors
 
 
-ROOT = Path(__file__).parents[1]
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 COMMON = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 FAMILIES = {
@@ -620,12 +619,7 @@ def train_and_evaluate(folder, world_size, segments_per_substep):
 
 def test_two_processes_equal_one(tmp_path):
     """The gradients are reduced once per step; with one segment, the last substep does not use the summary."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    run_on_two_processes(__file__, tmp_path)
     for segments in (1, 2):
         expected = train_and_evaluate(tmp_path, 1, segments)
         for rank in (0, 1):
