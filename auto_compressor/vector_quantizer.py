@@ -111,10 +111,11 @@ class RunningNorm(nn.Module):
         mean = total / count.clamp(min=1)
         # Rounding makes it negative where all rows are nearly the same.
         variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-        weight = (1 - warmed_up(self.decay, self.num_batches)) * (count > 0).to(count.dtype)
+        any_vectors = (count > 0).to(count.dtype)
+        weight = (1 - warmed_up(self.decay, self.num_batches)) * any_vectors
         self.mean.lerp_(mean, weight)
         self.variance.lerp_(variance, weight)
-        self.num_batches.add_(1)
+        self.num_batches.add_(any_vectors[0])
 
     def forward(self, vectors: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
         if self.training:
@@ -172,12 +173,13 @@ class VectorQuantizer(nn.Module):
         weights = mask.to(vectors.dtype)
         batch = torch.zeros(self.codebook_size, vectors.shape[1] + 1, dtype=vectors.dtype, device=vectors.device)
         batch.index_add_(0, codes, torch.cat([vectors, torch.ones_like(weights)[:, None]], dim=1) * weights[:, None])
+        batch = sum_over_processes(batch)
         decay = warmed_up(self.ema_decay, self.num_batches)
-        kept, new = decay * self.cluster_size, (1 - decay) * sum_over_processes(batch)
+        kept, new = decay * self.cluster_size, (1 - decay) * batch
         sums = kept[:, None] * self.codebook + new[:, :-1]
         self.cluster_size.copy_(kept + new[:, -1])
         self.codebook.copy_(torch.where(new[:, -1:] > 0, sums / self.cluster_size[:, None], self.codebook))
-        self.num_batches.add_(1)
+        self.num_batches.add_(batch[:, -1].any())
 
     def forward(self, vectors: torch.Tensor, mask: torch.BoolTensor) -> QuantizerOutput:
         """

@@ -1,15 +1,19 @@
 """What every test runs under: one thread, no hub, a fixed seed."""
 
 import os
+import sys
 
 import pytest
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-pytest.register_assert_rewrite("modeling_testing")
+pytest.register_assert_rewrite("modeling_testing", "train_testing")
 
 import torch  # noqa: E402
+from train_testing import common_arguments  # noqa: E402
+
+import train  # noqa: E402
 
 
 # Small models run several times faster on one thread than on two.
@@ -19,3 +23,20 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def main(cache_dir, monkeypatch, tmp_path):
+    """`train.main()` with these arguments; returns the output folder."""
+
+    def main(*arguments, output_dir=tmp_path / "out"):
+        monkeypatch.setattr(sys, "argv", ["train.py", *common_arguments(cache_dir, output_dir), *map(str, arguments)])
+        train.main()
+        return output_dir
+
+    return main

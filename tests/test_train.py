@@ -5,7 +5,6 @@ Most runs are calls of `train.main()` in this process; those that are about proc
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -19,6 +18,17 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from train_testing import (
+    ROOT,
+    TORCHRUN,
+    common_arguments,
+    environment,
+    losses_in,
+    metrics_of,
+    read_json,
+    run_command,
+    weights_in,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, set_seed
 
 import train
@@ -28,13 +38,7 @@ from auto_compressor.bases import load_autocompressor
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 
 
-ROOT = Path(__file__).parents[1]
 SEGMENTS = "--segment_lengths 16 16 --training_substeps 2 --summary_length 4".split()
-
-
-@pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -60,65 +64,6 @@ def base(tmp_path_factory):
     OPTForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture
-def main(cache_dir, monkeypatch, tmp_path):
-    """`train.main()` with these arguments; returns the output folder."""
-
-    def main(*arguments, output_dir=tmp_path / "out"):
-        monkeypatch.setattr(sys, "argv", ["train.py", *common_arguments(cache_dir, output_dir), *map(str, arguments)])
-        train.main()
-        return output_dir
-
-    return main
-
-
-def common_arguments(cache_dir, output_dir):
-    return (
-        f"--use_cpu --cache_dir {cache_dir} --output_dir {output_dir} --report_to none --disable_tqdm true"
-        " --max_train_samples 16 --max_eval_samples 4 --per_device_train_batch_size 2 --logging_steps 1"
-        " --learning_rate 1e-2"
-    ).split()
-
-
-def environment():
-    """That of a user whose environment is the running one."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return os.environ | {"VIRTUAL_ENV": sys.prefix, "PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def run_command(*command, **variables):
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-
-
-def read_json(path):
-    return json.loads(path.read_text())
-
-
-def weights_in(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def metrics_of(folder):
-    """What was measured in the evaluation, without its speed."""
-    return {
-        name: value
-        for name, value in read_json(folder / "eval_results.json").items()
-        if name.startswith("eval_") and not name.endswith(("runtime", "per_second", "preparation_time"))
-    }
-
-
-def losses_in(folder):
-    history = read_json(folder / "trainer_state.json")["log_history"]
-    return [{k: v for k, v in logs.items() if k.endswith("loss") or k == "step"} for logs in history if "loss" in logs]
 
 
 def assert_report(folder, name="validation", substeps=2, segments=2):
@@ -389,8 +334,7 @@ def test_two_processes_equal_one(kind, base, cache_dir, main, tmp_path):
     config = read_json(still / "config.json") | {"dropout": 0.0}
     (still / "config.json").write_text(json.dumps(config))
     arguments[1] = still
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "train.py"]
-    done = run_command(*torchrun, *common_arguments(cache_dir, tmp_path / "two"), *arguments)
+    done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *arguments)
     assert done.returncode == 0, done.stderr
     one = main(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
     assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-5, atol=1e-5)

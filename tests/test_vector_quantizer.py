@@ -21,6 +21,7 @@ from auto_compressor.vector_quantizer import (
     RunningNorm,
     VectorQuantizer,
     masked_mean,
+    warmed_up,
 )
 
 
@@ -48,6 +49,8 @@ def make_part(name, dtype=torch.float64, cluster_size=1.0, **fields):
         elif isinstance(module, RunningNorm):
             module.mean.normal_()
             module.variance.uniform_(0.5, 2.0)
+        if hasattr(module, "num_batches"):
+            module.num_batches.fill_(1000.0)  # warmed up: the decay is the one that is asked for
     return part
 
 
@@ -68,6 +71,13 @@ def buffers(part):
 
 
 # What all parts share
+
+
+def test_decay_warms_up():
+    """From 0.8 on to what is asked for, and never back."""
+    decays = torch.stack([warmed_up(0.97, torch.tensor(float(count))) for count in range(200)])
+    assert decays[0] == 0.8 and decays[-1] == pytest.approx(0.97)
+    assert (decays.diff() >= 0).all() and warmed_up(0.5, torch.tensor(0.0)) == 0.5
 
 
 @quantizers
@@ -216,8 +226,8 @@ def test_only_dead_codes_start_anew():
     part.reset_dead_codes(vectors.flatten(0, 1), mask.flatten())
     assert is_one_of(part.codebook[dead], vectors[mask]).all() and len(part.codebook[dead].unique(dim=0)) == 3
     assert_close(part.cluster_size[dead], torch.full((3,), mask.sum() / SIZE).double(), **CLOSE)
-    for key, buffer in buffers(part).items():
-        assert torch.equal(buffer[~dead], before[key][~dead])
+    for key in ("codebook", "cluster_size"):
+        assert torch.equal(buffers(part)[key][~dead], before[key][~dead])
 
 
 @pytest.mark.parametrize(("dead_code_threshold", "collapses"), [(0.1, False), (0.0, True)])

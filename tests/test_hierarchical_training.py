@@ -1,0 +1,218 @@
+"""Training hierarchical autoencoders with `train.py`, and what evaluation measures."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from test_hierarchical_autoencoder import all_levels, random_bytes, tiny_model
+from torch.testing import assert_close
+from train_testing import TORCHRUN, common_arguments, losses_in, metrics_of, read_json, run_command, weights_in
+from transformers import AutoModel, AutoTokenizer
+
+import train
+from args import HierarchicalArguments
+from auto_compressor import ByteTokenizer, HierarchicalAutoencoder
+from auto_compressor.evaluation import reconstruction
+from auto_compressor.hierarchical_outputs import HierarchicalDecoderOutput
+from auto_compressor.hierarchical_trainer import SAMPLES_FILE
+from data import cut_documents
+
+
+SIZES = (
+    "--hidden_size 16 --intermediate_size 24 --num_hidden_layers 1 --num_expander_layers 1 --codebook_size 32".split()
+)
+TINY = ["--model_type", "hierarchical_autoencoder", *SIZES, "--block_size", "64"]
+
+
+# What evaluation measures
+
+
+def batches_of(ids, size):
+    return [(part, torch.ones_like(part)) for part in ids.split(size)]
+
+
+@torch.no_grad()
+@all_levels
+def test_metrics_are_those_of_all_texts(name):
+    """Whatever the batches; but the control is drawn anew."""
+    model, ids = tiny_model(name, dtype=torch.float64), random_bytes(6, 30)
+    whole, parts = (reconstruction.measure_reconstruction(model, batches_of(ids, size)) for size in (6, 2))
+    assert_close(parts | {"shuffled_accuracy": 0}, whole | {"shuffled_accuracy": 0}, rtol=1e-9, atol=1e-9)
+    output = model(ids)
+    bytes_per_code = ids.numel() / (output.codes[-1][:, 0] >= 0).sum().item()
+    assert whole["bytes_per_code"] == pytest.approx(bytes_per_code)
+    bits = model.config.level_configs[-1].bits_per_code
+    assert whole["bits_per_byte_raw"] == pytest.approx(bits / bytes_per_code)
+    forced = (output.logits.argmax(dim=-1) == ids).double().mean().item()
+    assert whole["teacher_forced_accuracy"] == pytest.approx(forced)
+
+
+@torch.no_grad()
+@all_levels
+def test_accuracy_by_hand(name):
+    """Bytes at their place in the span of their top code, with a plain loop."""
+    model, ids = tiny_model(name), random_bytes(3, 25)
+    found = reconstruction.measure_reconstruction(model, batches_of(ids, 3))
+    encoded = model.encode(ids)
+    decoded = model.decode(encoded.codes)
+    matches = lengths = codes = 0
+    for row in range(3):
+        owners = encoded.patch_ids[0][row].tolist()
+        for level in encoded.patch_ids[1:]:
+            owners = [level[row, owner].item() for owner in owners]
+        start = 0
+        for code in range(max(owners) + 1):
+            true = [byte for byte, owner in zip(ids[row].tolist(), owners, strict=True) if owner == code]
+            length = decoded.lengths[row, code].item()
+            span = decoded.sequences[row, start : start + length].tolist()
+            matches += sum(a == b for a, b in zip(true, span, strict=False))
+            lengths += len(true) == length
+            codes += 1
+            start += length
+    assert found["reconstruction_accuracy"] == pytest.approx(matches / ids.numel())
+    assert found["length_accuracy"] == pytest.approx(lengths / codes)
+
+
+@torch.no_grad()
+def test_a_perfect_decoder_scores_one(monkeypatch):
+    model, ids = tiny_model("ema_vq"), random_bytes(2, 30)
+    encoded = model.encode(ids)
+    lengths = encoded.patch_lengths[0]
+
+    def decode(codes):
+        return HierarchicalDecoderOutput(sequences=ids, lengths=lengths)
+
+    monkeypatch.setattr(model, "decode", decode)
+    found = reconstruction.measure_reconstruction(model, batches_of(ids, 2))
+    assert found["reconstruction_accuracy"] == found["length_accuracy"] == 1.0
+    with pytest.raises(ValueError, match="one byte of text"):
+        reconstruction.measure_reconstruction(model, [(ids, torch.zeros_like(ids))])
+
+
+def test_shuffled_codes():
+    """The same codes in another order, and those that are none still behind."""
+    codes = torch.arange(40).view(2, 2, 10).clone()
+    codes[1, :, 6:] = -1
+    shuffled = reconstruction.shuffle_codes(codes, torch.Generator().manual_seed(0))
+    assert not torch.equal(shuffled, codes)
+    assert (shuffled[1, :, 6:] == -1).all() and (shuffled[1, :, :6] >= 0).all()
+    assert_close(shuffled.sort(dim=2).values, codes.sort(dim=2).values)
+    assert torch.equal(shuffled[:, 1] - shuffled[:, 0], torch.where(shuffled[:, 0] < 0, 0, 10))
+
+
+def test_codebook_perplexity():
+    assert reconstruction.codebook_perplexity(torch.tensor([3, 3, 3, 3, 0])) == pytest.approx(4.0)
+    assert reconstruction.codebook_perplexity(torch.tensor([0, 7])) == pytest.approx(1.0)
+
+
+def test_documents_are_cut_one_by_one():
+    documents = [{"input_ids": list(range(5))}, {"input_ids": []}, {"input_ids": [7, 8]}]
+    assert [row["input_ids"] for row in cut_documents(documents, 2)] == [[0, 1], [2, 3], [4], [7, 8]]
+
+
+# Training
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_train_evaluate_and_reload(levels, main):
+    arguments = ["--num_levels", levels, "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
+    folder = main(*TINY, *arguments, "--do_train", "--do_eval", "--num_samples", 2)
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(model) is HierarchicalAutoencoder and type(tokenizer) is ByteTokenizer
+    assert model.config.num_levels == levels and model.config.block_size == 64
+    metrics = metrics_of(folder)
+    with (folder / "evaluation.csv").open() as file:
+        rows = {row["metric"]: float(row["value"]) for row in csv.DictReader(file)}
+    assert rows and {f"eval_validation_{name}": value for name, value in rows.items()} == metrics
+    assert rows["bits_per_byte"] == pytest.approx(rows["bits_per_byte_codes"] + rows["bits_per_byte_residual"])
+    assert {f"level_{level}_codes_used" for level in range(levels)} <= set(rows)
+    names = {f"{kind}_{level}_loss" for kind in ("reconstruction", "lm", "commitment") for level in range(levels)}
+    assert [set(losses) for losses in losses_in(folder)] == [names | {"loss", "code_loss", "step"}] * 2
+    samples = [json.loads(line) for line in (folder / SAMPLES_FILE).read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [1, 1, 2, 2, 2, 2]
+    assert samples[-2]["text"].startswith("Ruth 1")
+    assert samples[-2]["reconstruction"] == model.reconstruct(samples[-2]["text"].encode()).decode(errors="replace")
+
+
+def test_reported_losses_are_the_models(main):
+    """With nothing to learn from, the first losses are those of the initial model."""
+    folder = main(*TINY, "--do_train", "--max_steps", 1, "--code_loss_weight", 0.5)
+    (losses,) = losses_in(folder)
+    expected = losses["reconstruction_0_loss"] + losses["lm_0_loss"]
+    expected += 0.25 * losses["commitment_0_loss"] + 0.5 * losses["code_loss"]
+    assert losses["loss"] == pytest.approx(expected, rel=1e-3)
+    assert losses["reconstruction_0_loss"] == pytest.approx(math.log(256) + math.log(2), rel=0.1)
+
+
+def test_training_goes_on_from_a_model(main, tmp_path):
+    first = main(*TINY, "--do_train", "--max_steps", 1, output_dir=tmp_path / "first")
+    arguments = ["--model_type", "hierarchical_autoencoder", "--model_name_or_path", first]
+    second = main(*arguments, "--do_eval", "--do_train", "--max_steps", 1, output_dir=tmp_path / "second")
+    assert AutoModel.from_pretrained(second).config.block_size == 64
+    assert not torch.equal(weights_in(second)["expanders.0.norm.weight"], weights_in(first)["expanders.0.norm.weight"])
+
+
+def test_resumed_equals_uninterrupted(main, tmp_path):
+    arguments = [*TINY, "--do_train", "--num_train_epochs", 1, "--save_steps", 3, "--resume_from_checkpoint", "true"]
+    whole = main(*arguments, output_dir=tmp_path / "whole")
+    broken = main(*arguments, "--max_steps", 3, "--lr_scheduler_type", "constant", output_dir=tmp_path / "broken")
+    constant = main(*arguments, "--lr_scheduler_type", "constant", output_dir=tmp_path / "constant")
+    resumed = main(*arguments, "--lr_scheduler_type", "constant", output_dir=broken)
+    assert_close(weights_in(resumed), weights_in(constant), rtol=0, atol=0)
+    assert losses_in(resumed) == losses_in(constant) and len(losses_in(whole)) == 8
+
+
+@pytest.mark.parametrize("quantizer", ["ema_vq", "residual_vq"])
+def test_two_processes_equal_one(quantizer, cache_dir, main, tmp_path):
+    """Codebooks included."""
+    arguments = [*TINY, "--do_train", "--do_eval", "--max_steps", 3, "--optim", "sgd", "--quantizer", quantizer]
+    arguments += ["--max_eval_samples", 3, "--per_device_eval_batch_size", 1, "--learning_rate", 1e-2]
+    arguments += ["--num_quantizers", 2 if quantizer == "residual_vq" else 1, "--border_rule", "target_ratio"]
+    done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *arguments)
+    assert done.returncode == 0, done.stderr
+    one = main(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
+    assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-4, atol=1e-5)
+    control = {"eval_validation_shuffled_accuracy": 0}  # every process draws its own order
+    assert_close(metrics_of(tmp_path / "two") | control, metrics_of(one) | control, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--num_levels 2 --hidden_size 16 16 16", "--hidden_size must have one value, or one per level"),
+        ("--quantizer vq", "`quantizer` must be one of"),
+        ("--border_rule entropy", "`border_rule` must be one of"),
+        ("--block_size 0", "block_size"),
+        ("--model_name_or_path nowhere", "nowhere"),
+        ("--segment_lengths 16 16", "segment_lengths"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, main):
+    with pytest.raises((SystemExit, ValueError), match=message):
+        main(*TINY, "--do_train", "--max_steps", 1, *arguments.split())
+
+
+def test_levels_get_their_values():
+    arguments = HierarchicalArguments(num_levels=2, codebook_size=[32, 64], hidden_size=[16], fsq_levels=[4, 4])
+    config = train.hierarchical_config(arguments, 128)
+    assert [level.codebook_size for level in config.level_configs] == [32, 64]
+    assert [level.hidden_size for level in config.level_configs] == [16, 16]
+    assert config.block_size == 128
+
+
+def test_run_script(cache_dir, tmp_path):
+    settings = {
+        "OUT": str(tmp_path / "out"),
+        "STEPS": "2",
+        "NUM_GPUS": "0",
+        "HIDDEN": "16",
+        "CODES": "32",
+        "BLOCK": "64",
+    }
+    small = ["--max_train_samples", 16, "--max_eval_samples", 2, "--cache_dir", cache_dir]
+    done = run_command("bash", "run/train_hierarchical.sh", *small, **settings)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert read_json(tmp_path / "out" / "config.json")["level_configs"][0]["codebook_size"] == 32
+    assert "reconstruction_accuracy" in done.stdout
