@@ -254,9 +254,10 @@ def test_evaluate_hands_other_models_on(tasks, tmp_path):
 def test_the_command_line_of_lm_eval(monkeypatch):
     seen, own = [], sys.argv
     monkeypatch.setattr(lm_eval_command, "cli_evaluate", lambda: seen.append(sys.argv))
-    arguments = ["--model", "hf", "--model_args", "a=1", "b=2", "--tasks", "x", "y"]
-    assert main(["evaluate", *arguments, "--gen_kwargs", "temperature=0", "--write_out"]) == 0
-    assert seen == [["lm-eval", "run", *arguments, "--gen_kwargs", "temperature=0", "--write_out"]]
+    arguments = ["--model", "hf", "--model_args", "a=1", "b=2", "--tasks", "x,y"]
+    further = ["--gen_kwargs", "temperature=0", "--write_out"]
+    assert main(["evaluate", *arguments, "--tasks", "z", *further]) == 0
+    assert seen == [["lm-eval", "run", *arguments, "z", *further]]
     assert sys.argv is own
 
 
