@@ -85,8 +85,8 @@ class HierarchicalAELM(LM):
 
     def generate_one(self, context: str, gen_kwargs: dict) -> str:
         """
-        Generates greedily, or as `do_sample`, `temperature`, ... say. Of the context, the end is taken that leaves room
-        for `max_gen_toks` bytes in `block_size`, or half a block.
+        Generates greedily, or as `do_sample`, `temperature`, ... say. Of the context, the end is taken that leaves
+        room for `max_gen_toks` bytes in `block_size`, or half a block.
         """
         options, block_size = dict(normalize_gen_kwargs(gen_kwargs)), self.model.config.block_size
         until, limit = options.pop("until"), options.pop("max_gen_toks")
