@@ -24,7 +24,7 @@ ARGUMENTS = {
 
 def add_arguments(parser: argparse.ArgumentParser):
     for argument, text in ARGUMENTS.items():
-        parser.add_argument(argument, nargs="+", metavar="VALUE", help=text)
+        parser.add_argument(argument, action="extend", nargs="+", metavar="VALUE", help=text)
     parser.set_defaults(further=[])  # those that this parser does not know
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
 from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder, to_bytes
-from .likelihood import Likelihood, scoring_rows, text_log_likelihood
+from .likelihood import scoring_rows, text_log_likelihood
 
 
 @register_model("hier_ae")
@@ -46,13 +46,10 @@ class HierarchicalAELM(LM):
 
     def score(self, texts: list[bytes], contexts: list[bytes], ends: bool, disable_tqdm: bool) -> list[float]:
         """Log-likelihoods in nats of texts of any length."""
-        found = []
-        for start in tqdm(range(0, len(texts), self.batch_size), desc="Scoring", disable=disable_tqdm):
-            batch = slice(start, start + self.batch_size)
-            likelihood: Likelihood = text_log_likelihood(
-                self.model, texts[batch], contexts[batch], ends, self.batch_size
-            )
-            found += likelihood.total.tolist()
+        found, size = [], self.batch_size
+        for start in tqdm(range(0, len(texts), size), desc="Scoring", disable=disable_tqdm):
+            batch = slice(start, start + size)
+            found += text_log_likelihood(self.model, texts[batch], contexts[batch], ends, size).total.tolist()
         return found
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -63,10 +60,8 @@ class HierarchicalAELM(LM):
         """
         contexts, texts = ([to_bytes(request.args[part]) for request in requests] for part in (0, 1))
         scores = self.score(texts, contexts, False, disable_tqdm)
-        return [
-            (score, self.is_greedy(context, text))
-            for score, context, text in zip(scores, contexts, texts, strict=True)
-        ]
+        greedy = (self.is_greedy(context, text) for context, text in zip(contexts, texts, strict=True))
+        return list(zip(scores, greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """log P(text) of each request, with its end, in blocks of `block_size` that are conditioned on nothing."""
@@ -89,14 +84,15 @@ class HierarchicalAELM(LM):
         return [self.generate_one(*request.args) for request in tqdm(requests, "Generating", disable=disable_tqdm)]
 
     def generate_one(self, context: str, gen_kwargs: dict) -> str:
-        """Generates greedily, or as `do_sample`, `temperature`, ... say; the context is cut so that there is room
-        for `max_gen_toks` bytes in `block_size`, but not to less than half of that."""
-        options = dict(normalize_gen_kwargs(gen_kwargs))
+        """
+        Generates greedily, or as `do_sample`, `temperature`, ... say. Of the context, the end is taken that leaves
+        room for `max_gen_toks` bytes in `block_size`, or half a block.
+        """
+        options, block_size = dict(normalize_gen_kwargs(gen_kwargs)), self.model.config.block_size
         until, limit = options.pop("until"), options.pop("max_gen_toks")
         if not options["do_sample"]:
             options.pop("temperature", None)
-        room = max(self.model.config.block_size - limit, (self.model.config.block_size + 1) // 2)
-        prompt = to_bytes(context)[-room:]
+        prompt = to_bytes(context)[-max(block_size - limit, (block_size + 1) // 2) :]
         generated = self.model.generate_bytes(prompt, limit, **options)[len(prompt) :]
         text = generated[:limit].decode("utf-8", errors="replace")
         return postprocess_generated_text(text, until, think_end_token=None)
