@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
@@ -316,24 +317,35 @@ def hierarchical_config(model_args: HierarchicalArguments, block_size: int) -> H
         for index, level in enumerate(levels if values else []):
             level[name] = values[index % len(values)]
     loss = {} if model_args.code_loss_weight is None else {"code_loss_weight": model_args.code_loss_weight}
-    return HierarchicalAutoencoderConfig(level_configs=levels, block_size=block_size, **loss)
+    try:
+        return HierarchicalAutoencoderConfig(level_configs=levels, block_size=block_size, **loss)
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+
+
+def load_hierarchical(model_args: HierarchicalArguments, block_size: int | None) -> HierarchicalAutoencoder:
+    """Loads --model_name_or_path, or makes a new model; `block_size` replaces that of the config."""
+    name, attention = model_args.model_name_or_path, {"attn_implementation": model_args.attn_implementation}
+    if name is None:
+        block_size = HierarchicalAutoencoderConfig.block_size if block_size is None else block_size
+        return HierarchicalAutoencoder._from_config(hierarchical_config(model_args, block_size), **attention)
+    hub = {"cache_dir": model_args.cache_dir, "dtype": torch.float32}
+    try:
+        model = HierarchicalAutoencoder.from_pretrained(name, **hub, **attention)
+    except OSError as error:
+        raise OSError(f"--model_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    model.config.block_size = model.config.block_size if block_size is None else block_size
+    return model
 
 
 def make_hierarchical_trainer(
     model_args: HierarchicalArguments, data_args: DataTrainingArguments, training_args: HfTrainingArguments
 ) -> HierarchicalTrainer:
-    attention = {"attn_implementation": model_args.attn_implementation}
-    if model_args.model_name_or_path is None:
-        config = hierarchical_config(model_args, data_args.block_size or HierarchicalAutoencoderConfig().block_size)
-        model = HierarchicalAutoencoder._from_config(config, **attention)
-    else:
-        hub = {"cache_dir": model_args.cache_dir, "dtype": torch.float32}
-        model = HierarchicalAutoencoder.from_pretrained(model_args.model_name_or_path, **hub, **attention)
-    tokenizer, block_size = ByteTokenizer(), data_args.block_size or model.config.block_size
+    model, tokenizer = load_hierarchical(model_args, data_args.block_size), ByteTokenizer()
     # A document ends with the end-of-text token, and no block goes on into the next one.
     data_args = replace(data_args, add_special_tokens=True)
     datasets = load_checked_datasets(
-        data_args, training_args, tokenizer, block_size, model_args.cache_dir, cut=cut_documents
+        data_args, training_args, tokenizer, model.config.block_size, model_args.cache_dir, cut=cut_documents
     )
     return HierarchicalTrainer(
         model=model,

@@ -204,7 +204,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
                 level below as tokens.
             mask (`torch.BoolTensor` of shape `(batch_size, units)`): True for units, False for the padding behind.
             vectors (`torch.Tensor` of shape `(batch_size, units * symbols_per_unit, input_dim)`, *optional*): What
-                the codes stand for; the gradient goes through them to the level below.
+                the codes stand for.
             context_lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Units after which a segment has
                 to start.
         """
@@ -238,7 +238,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
             patch_lengths=patch_lengths,
             entropies=entropies,
             commitment_loss=found.commitment_loss,
-            lm_loss=masked_mean(token_losses(logits[:, :-1], labels), labels >= 0),
+            lm_loss=masked_mean(token_losses(logits[:, :-1], labels), labels >= 0, over_processes=self.training),
         )
 
 
@@ -512,7 +512,8 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
                 context_lengths = patches_before(outputs[-1].patch_lengths, context_lengths)
             symbols = tokens_from_codes(outputs[-1].codes, compressor.config.codebook_size)
             mask = outputs[-1].patch_lengths > 0
-            vectors = outputs[-1].stages.flatten(1, 2)
+            # A level that reshaped the codes below it while they are being learned would keep them from settling.
+            vectors = outputs[-1].stages.flatten(1, 2).detach()
         return outputs
 
     def level_symbols(
@@ -627,7 +628,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             found[f"reconstruction_{level}"] = nats.sum() / (targets >= 0).sum().clamp(min=1)
             found[f"lm_{level}"] = compressed[level].lm_loss
             found[f"commitment_{level}"] = compressed[level].commitment_loss
-        found["code"] = masked_mean(*self.code_nats(compressed[-1].codes, ends))
+        found["code"] = masked_mean(*self.code_nats(compressed[-1].codes, ends), over_processes=self.training)
         return found
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -34,11 +34,6 @@ def warmed_up(decay: float, num_batches: torch.Tensor) -> torch.Tensor:
     return ((20 + num_batches) / (25 + num_batches)).clamp(max=decay)
 
 
-def masked_mean(values: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
-    """Mean of the `values` whose `mask` is True, 0 if there is none; both of one shape."""
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
-
-
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """Forward `quantized`, backward the identity on `vectors` (van den Oord et al., arXiv 1711.00937, section 3.2)."""
     # In this order the forward value is `quantized` to the last bit.
@@ -55,6 +50,18 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
+
+
+def masked_mean(values: torch.Tensor, mask: torch.BoolTensor, over_processes: bool = False) -> torch.Tensor:
+    """
+    Mean of the `values` whose `mask` is True, 0 if there is none; both of one shape.
+
+    With `over_processes`, the count is the average one, so that the average of the results is the mean over all.
+    """
+    count = mask.sum()
+    if over_processes and is_distributed():
+        count = sum_over_processes(count) / dist.get_world_size()
+    return values.masked_fill(~mask, 0.0).sum() / count.clamp(min=1)
 
 
 def all_processes(tensor: torch.Tensor) -> torch.Tensor:
@@ -194,7 +201,7 @@ class VectorQuantizer(nn.Module):
         quantized = F.embedding(codes, self.codebook).view_as(vectors).to(vectors.dtype)
         if self.training:
             self.update(rows, valid, codes)
-        loss = masked_mean((vectors - quantized).square().mean(dim=-1), mask)
+        loss = masked_mean((vectors - quantized).square().mean(dim=-1), mask, over_processes=self.training)
         stages = straight_through(vectors, quantized)[..., None, :]
         return QuantizerOutput(stages=stages, codes=codes.view(*mask.shape, 1), commitment_loss=loss)
 

@@ -46,10 +46,11 @@ def matching_bytes(
         lengths (`torch.LongTensor` of shape `(batch_size, patches)`): The true number of bytes of each code.
         decoded (`HierarchicalDecoderOutput`): What became of the codes.
     """
-    starts, decoded_starts = (counts.cumsum(dim=1) - counts for counts in (lengths, decoded.lengths))
-    own = owners.clamp(min=0)
+    lengths, decoded_lengths = F.pad(lengths, (0, 1)), F.pad(decoded.lengths, (0, 1))  # padding is of the last one
+    starts, decoded_starts = (counts.cumsum(dim=1) - counts for counts in (lengths, decoded_lengths))
+    own = owners.masked_fill(owners < 0, lengths.shape[1] - 1)
     place = torch.arange(symbols.shape[1], device=symbols.device) - starts.gather(1, own)
-    present = (owners >= 0) & (place < decoded.lengths.gather(1, own))
+    present = (owners >= 0) & (place < decoded_lengths.gather(1, own))
     index = (decoded_starts.gather(1, own) + place).masked_fill(~present, 0)
     return present & (F.pad(decoded.sequences, (0, 1)).gather(1, index) == symbols)
 
