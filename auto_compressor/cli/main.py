@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import generate, perplexity, summarize
+from . import decode, encode, generate, perplexity, summarize
 
 
-COMMANDS = (summarize, generate, perplexity)
+COMMANDS = (summarize, generate, perplexity, encode, decode)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
