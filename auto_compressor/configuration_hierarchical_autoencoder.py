@@ -39,7 +39,7 @@ class HierarchicalLevelConfig(LlamaConfig):
         num_queries (`int`, defaults to 1): Learned queries that pool a segment.
         quantizer (`str`, defaults to `"ema_vq"`): `"ema_vq"`, `"residual_vq"` or `"fsq"`.
         codebook_size (`int`, defaults to 1024): Codes of one codebook; with `"fsq"` it is the product of `fsq_levels`.
-        codebook_dim (`int`, defaults to 16): Width of the codes; with `"fsq"` it is the number of `fsq_levels`.
+        codebook_dim (`int`, defaults to 32): Width of the codes; with `"fsq"` it is the number of `fsq_levels`.
         num_quantizers (`int`, defaults to 1): Codes per segment; more than one needs `"residual_vq"`.
         fsq_levels (`list[int]`, defaults to `[8, 5, 5, 5]`): Levels of each dimension.
         ema_decay (`float`, defaults to 0.99): Weight that running statistics keep at every batch; less at first.
@@ -68,7 +68,7 @@ class HierarchicalLevelConfig(LlamaConfig):
     num_queries: int = 1
     quantizer: str = "ema_vq"
     codebook_size: int = 1024
-    codebook_dim: int = 16
+    codebook_dim: int = 32
     num_quantizers: int = 1
     fsq_levels: list[int] | None = None
     ema_decay: float | int = 0.99

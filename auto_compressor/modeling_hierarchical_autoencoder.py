@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.utils import can_return_tuple
 
 from .configuration_hierarchical_autoencoder import (
@@ -150,7 +149,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
         else:
             self.embed_symbols = nn.Linear(config.input_dim, config.hidden_size, bias=False)
         self.encoder = SlidingWindowTransformer(config, config.num_hidden_layers, config.window)
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.pooler = LearnedQueryAttention(
             config.hidden_size,
@@ -265,7 +264,7 @@ class CodeExpander(HierarchicalPreTrainedModel):
         # The last row stands in front of a segment.
         self.embed_symbols = nn.Embedding(config.vocab_size + 1, config.hidden_size)
         self.decoder = SlidingWindowTransformer(config, config.num_expander_layers, self.max_symbols - 1)
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.end_head = nn.Linear(config.hidden_size, 1)
         self.post_init()

@@ -96,11 +96,26 @@ class SlidingWindowAttention(LlamaAttention):
 
 
 class SlidingWindowLayer(LlamaDecoderLayer):
-    """A Llama layer with [`SlidingWindowAttention`]."""
+    """A Llama layer with [`SlidingWindowAttention`], whose norms keep float64."""
 
     def __init__(self, config: LlamaConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.self_attn = SlidingWindowAttention(config, layer_idx)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class RotaryEmbedding(LlamaRotaryEmbedding):
+    """Llama's rotary embedding, whose angles are float64 where the states are: Llama takes them in float32."""
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine in the dtype of `x`, each `(batch_size, length, head_dim)`."""
+        if x.dtype != torch.float64:
+            return super().forward(x, position_ids)
+        angles = position_ids[..., None] * self.inv_freq.to(x)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
 
 
 class SlidingWindowTransformer(nn.Module):
@@ -116,7 +131,7 @@ class SlidingWindowTransformer(nn.Module):
         super().__init__()
         self.window = window
         self.layers = nn.ModuleList(SlidingWindowLayer(config, index) for index in range(num_layers))
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = RotaryEmbedding(config)
 
     def forward(
         self, hidden_states: torch.Tensor, group_ids: torch.LongTensor, position_ids: torch.LongTensor

@@ -68,11 +68,14 @@ def _check_saveable(softprompt: torch.Tensor, width: int, num_tokens: int):
         raise ValueError(f"`num_tokens` must be 1 or more, got {num_tokens}.")
 
 
-def _write_whole(path: Path, data: bytes):
-    """Writes a file beside `path` and renames it, so that `path` is never there in part."""
+def write_whole(path: Path, data: bytes):
+    """Writes a file beside `path`, down to the disk, and renames it, so that `path` is never there in part."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -103,7 +106,7 @@ def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: Pr
         "stored_bytes": str(softprompt.numel() * softprompt.element_size()),
     }
     vectors = softprompt.detach().contiguous().cpu()
-    _write_whole(Path(path), save({"softprompt": vectors}, metadata))
+    write_whole(Path(path), save({"softprompt": vectors}, metadata))
 
 
 def _read(path: str | os.PathLike) -> tuple[torch.Tensor, dict[str, str]]:
@@ -149,4 +152,4 @@ def load_softprompt(path: str | os.PathLike, model: PreTrainedModel | None = Non
     return Softprompt(vectors, int(metadata["num_tokens"]), metadata["model_name"], metadata["fingerprint"])
 
 
-__all__ = ["Softprompt", "load_softprompt", "model_fingerprint", "save_softprompt"]
+__all__ = ["Softprompt", "load_softprompt", "model_fingerprint", "save_softprompt", "write_whole"]

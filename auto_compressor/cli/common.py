@@ -1,4 +1,4 @@
-"""What the sub-commands share: the model of `--model`, texts from files, progress."""
+"""What the sub-commands share: the model of `--model`, files in and out, progress."""
 
 import argparse
 import sys
@@ -7,16 +7,49 @@ from pathlib import Path
 
 def add_model_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, help="AutoCompressor: a folder or a hub name")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    add_device_argument(parser)
     parser.add_argument(
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(default: as saved)"
     )
+
+
+def add_device_argument(parser: argparse.ArgumentParser):
+    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+
+
+def add_codec_arguments(parser: argparse.ArgumentParser):
+    """What `encode` and `decode` have in common."""
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - writes standard output")
+    parser.add_argument("--batch-size", type=int, default=32, help="blocks at once")
+    parser.add_argument("--model", required=True, help="HierarchicalAutoencoder: a folder or a hub name")
+    add_device_argument(parser)
 
 
 def add_budget_argument(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--max-summary-length", type=int, help="most summary vectors per segment (default: all that the model makes)"
     )
+
+
+def check_output(path: Path):
+    """Raises an `OSError` for a file that could not be written, before the work is done."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"--output {path} must be a file, it is a folder.")
+    if path.exists() and not path.is_file():
+        raise OSError(f"--output {path} must be a file, it is a device or a pipe.")
+
+
+def check_codec_arguments(args: argparse.Namespace):
+    """Raises an `OSError` or a `ValueError` for arguments of `encode` or `decode` that cannot work."""
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be 1 or more, got {args.batch_size}.")
+    if str(args.output) == "-":
+        return
+    check_output(args.output)
+    if args.output.exists() and Path(args.file).exists() and args.output.samefile(args.file):
+        raise ValueError(f"--output {args.output} must be another file than the one that is read.")
 
 
 def resolve_device(name: str | None):
@@ -47,24 +80,76 @@ def load_tokenizer(name: str):
         raise OSError(f"Cannot load the tokenizer of {name!r}: {error}") from error
 
 
-def load_model(args: argparse.Namespace):
-    """Returns model and tokenizer of `--model`, ready for inference, without the chatter of loading."""
-    import torch
+def silence_loading():
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
-
-    from ..bases import load_autocompressor
-    from ..control_tokens import check_tokenizer
 
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def load_model(args: argparse.Namespace):
+    """Returns model and tokenizer of `--model`, ready for inference, without the chatter of loading."""
+    import torch
+
+    from ..bases import load_autocompressor
+    from ..control_tokens import check_tokenizer
+
+    silence_loading()
     device = resolve_device(args.device)
     dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     model = load_autocompressor(args.model, dtype=dtype).eval()
     tokenizer = load_tokenizer(args.model)
     check_tokenizer(tokenizer, model.config)
     return model.to(device), tokenizer
+
+
+def load_autoencoder(args: argparse.Namespace):
+    """
+    Returns the HierarchicalAutoencoder of `--model`, ready for inference, without the chatter of loading.
+
+    Raises:
+        OSError: if there is none, or it is damaged or incomplete.
+        ValueError: if `--model` is another kind of model, or `--device` is not there.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModel
+
+    silence_loading()
+    device = resolve_device(args.device)
+    try:
+        check_autoencoder_config(args.model, AutoConfig.from_pretrained(args.model))
+        model, found = AutoModel.from_pretrained(args.model, dtype="auto", output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(f"Cannot load the model {args.model!r}: {str(error).splitlines()[0]}") from error
+    if found["missing_keys"]:
+        raise OSError(f"Cannot load the model {args.model!r}: it lacks {', '.join(sorted(found['missing_keys']))}.")
+    return model.eval().to(device)
+
+
+def check_autoencoder_config(name: str, config):
+    from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
+
+    if not isinstance(config, HierarchicalAutoencoderConfig):
+        raise ValueError(
+            f"--model {name} must be a {HierarchicalAutoencoderConfig.model_type}, it is a {config.model_type}."
+        )
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns what a file holds, or standard input for `-`; an `OSError` if it cannot be read."""
+    return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+
+
+def write_bytes(path: Path, data: bytes):
+    """Writes a file, whole or not at all, or standard output for `-`; an `OSError` if it cannot be written."""
+    from ..softprompts import write_whole
+
+    if str(path) != "-":
+        return write_whole(path, data)
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def read_text(path: str) -> str:
@@ -75,7 +160,7 @@ def read_text(path: str) -> str:
         OSError: if it cannot be read.
         ValueError: if it is not UTF-8, or empty.
     """
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    data = read_bytes(path)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

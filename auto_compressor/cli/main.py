@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import evaluate, generate, perplexity, summarize
+from . import decode, encode, evaluate, generate, perplexity, summarize
 
 
-COMMANDS = (summarize, generate, perplexity, evaluate)
+COMMANDS = (summarize, generate, perplexity, encode, decode, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,15 @@ import argparse
 import time
 from pathlib import Path
 
-from .common import add_budget_argument, add_model_arguments, load_model, progress_bar, read_text, token_ids
+from .common import (
+    add_budget_argument,
+    add_model_arguments,
+    check_output,
+    load_model,
+    progress_bar,
+    read_text,
+    token_ids,
+)
 
 
 NAME = "summarize"
@@ -19,14 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     add_budget_argument(parser)
     add_model_arguments(parser)
-
-
-def check_output(path: Path):
-    """Raises an `OSError` for a file that could not be written, before the work is done."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"--output {path}: there is no folder {path.parent}.")
-    if path.is_dir():
-        raise IsADirectoryError(f"--output {path} must be a file, it is a folder.")
 
 
 def compress_with_progress(model, input_ids, segment_length: int | None, max_summary_length: int | None):
