@@ -51,10 +51,10 @@ class ModelArguments:
 
 @dataclass
 class HierarchicalArguments:
-    """Which hierarchical autoencoder is trained: a checkpoint, or a new one.
+    """Which hierarchical autoencoder is trained: a checkpoint, one with new levels over its own, or a new model.
 
-    The fields of a new one's levels take one value for all levels, or one for each, bytes first; what is not given is
-    as in [`HierarchicalLevelConfig`].
+    The fields of levels take one value for all levels, or one for each, bytes first; the levels of a checkpoint keep
+    theirs. What is not given is as in [`HierarchicalLevelConfig`].
     """
 
     model_name_or_path: str | None = field(
@@ -64,7 +64,10 @@ class HierarchicalArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager or sdpa (default: transformers chooses)."}
     )
-    num_levels: int = field(default=1, metadata={"help": "Levels of codes, each over the one below."})
+    num_levels: int | None = field(
+        default=None,
+        metadata={"help": "Levels of codes, each over the one below (default: those of the checkpoint, else 1)."},
+    )
     hidden_size: list[int] = field(default_factory=list, metadata={"help": "Width of the layers."})
     intermediate_size: list[int] = field(default_factory=list, metadata={"help": "Inner width of the layers."})
     num_hidden_layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the compressor."})

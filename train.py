@@ -45,7 +45,6 @@ from auto_compressor import (
     ByteTokenizer,
     HierarchicalAutoencoder,
     HierarchicalAutoencoderConfig,
-    HierarchicalLevelConfig,
 )
 from auto_compressor.bases import autocompressor_class, load_autocompressor, load_base_config, resolve_base
 from auto_compressor.bundled import BUNDLED_TOKENIZER
@@ -59,6 +58,11 @@ logger = logging.get_logger("train")
 
 # The published runs read 6,144 tokens in 4 segments of at most 2,048: room for random lengths.
 SHARE_OF_POSITIONS = 0.75
+
+# Arguments that are fields of the levels of a hierarchical autoencoder, with a value for each.
+LEVEL_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_expander_layers", "max_patch_length")
+LEVEL_FIELDS += ("quantizer", "codebook_size", "codebook_dim", "num_quantizers")
+LEVEL_FIELDS += ("border_rule", "border_threshold", "target_ratio")
 
 # Fields of a config that makes no summary vectors.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
@@ -301,41 +305,59 @@ def make_autocompressor_trainer(
     )
 
 
-def hierarchical_config(model_args: HierarchicalArguments, block_size: int) -> HierarchicalAutoencoderConfig:
-    """The config of a new model: a field of the levels has one value for all, or one for each.
+def hierarchical_config(
+    model_args: HierarchicalArguments, block_size: int | None, start: HierarchicalAutoencoderConfig | None = None
+) -> HierarchicalAutoencoderConfig:
+    """The config of a new model, or of one that has the levels of `start` and new ones over them.
+
+    A field of the levels has one value for all, or one for each; the levels of `start` keep theirs.
 
     Raises:
-        ValueError: for another number of values.
+        ValueError: for another number of values, or values that make no model.
     """
-    levels: list[dict[str, Any]] = [{} for _ in range(model_args.num_levels)]
-    for level in levels if model_args.fsq_levels else []:
-        level["fsq_levels"] = model_args.fsq_levels
-    for name in set(HierarchicalLevelConfig.__dataclass_fields__) - {"fsq_levels"}:
-        values = getattr(model_args, name, None) or []
+    kept = [] if start is None else start.level_configs
+    levels: list[dict[str, Any]] = [{} for _ in range(model_args.num_levels or len(kept) or 1)]
+    for name in LEVEL_FIELDS:
+        values = getattr(model_args, name)
         if len(values) not in (0, 1, len(levels)):
             raise ValueError(f"--{name} must have one value, or one per level ({len(levels)}), got {values}.")
         for index, level in enumerate(levels if values else []):
             level[name] = values[index % len(values)]
-    loss = {} if model_args.code_loss_weight is None else {"code_loss_weight": model_args.code_loss_weight}
+    given = {"block_size": block_size, "code_loss_weight": model_args.code_loss_weight}
+    fields = {} if start is None else {name: getattr(start, name) for name in given}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    new = [level | ({"fsq_levels": model_args.fsq_levels} if model_args.fsq_levels else {}) for level in levels]
     try:
-        return HierarchicalAutoencoderConfig(level_configs=levels, block_size=block_size, **loss)
+        return HierarchicalAutoencoderConfig(level_configs=[*kept, *new[len(kept) :]], **fields)
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
 
 
 def load_hierarchical(model_args: HierarchicalArguments, block_size: int | None) -> HierarchicalAutoencoder:
-    """Loads --model_name_or_path, or makes a new model; `block_size` replaces that of the config."""
+    """Makes a new model, or loads --model_name_or_path, with further levels if --num_levels asks for them.
+
+    Raises:
+        ValueError: if the checkpoint has more levels than --num_levels.
+        OSError: if it cannot be read.
+    """
     name, attention = model_args.model_name_or_path, {"attn_implementation": model_args.attn_implementation}
     if name is None:
-        block_size = HierarchicalAutoencoderConfig.block_size if block_size is None else block_size
         return HierarchicalAutoencoder._from_config(hierarchical_config(model_args, block_size), **attention)
-    hub = {"cache_dir": model_args.cache_dir, "dtype": torch.float32}
+    hub = {"cache_dir": model_args.cache_dir}
     try:
-        model = HierarchicalAutoencoder.from_pretrained(name, **hub, **attention)
+        start = HierarchicalAutoencoderConfig.from_pretrained(name, **hub)
+        if (model_args.num_levels or start.num_levels) < start.num_levels:
+            raise ValueError(
+                f"--num_levels must be {start.num_levels} or more, as {name} has, got {model_args.num_levels}."
+            )
+        config = hierarchical_config(model_args, block_size, start)
+        # The language model over the codes starts anew where they are those of a new level.
+        grown = config.num_levels > start.num_levels
+        return HierarchicalAutoencoder.from_pretrained(
+            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=grown, **hub, **attention
+        )
     except OSError as error:
         raise OSError(f"--model_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    model.config.block_size = model.config.block_size if block_size is None else block_size
-    return model
 
 
 def make_hierarchical_trainer(

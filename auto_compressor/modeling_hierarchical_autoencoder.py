@@ -42,6 +42,7 @@ from .vector_quantizer import (
     ResidualVectorQuantizer,
     RunningNorm,
     VectorQuantizer,
+    count_for_mean,
     masked_mean,
     sum_over_processes,
 )
@@ -624,7 +625,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         found = {}
         for level, targets in enumerate(self.level_labels(labels, compressed)):
             nats = self.unit_nats(level, targets, compressed[level], expanded[level])
-            found[f"reconstruction_{level}"] = nats.sum() / (targets >= 0).sum().clamp(min=1)
+            found[f"reconstruction_{level}"] = nats.sum() / count_for_mean(targets >= 0, self.training)
             found[f"lm_{level}"] = compressed[level].lm_loss
             found[f"commitment_{level}"] = compressed[level].commitment_loss
         found["code"] = masked_mean(*self.code_nats(compressed[-1].codes, ends), over_processes=self.training)

@@ -52,16 +52,22 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def masked_mean(values: torch.Tensor, mask: torch.BoolTensor, over_processes: bool = False) -> torch.Tensor:
+def count_for_mean(mask: torch.BoolTensor, over_processes: bool) -> torch.Tensor:
     """
-    Mean of the `values` whose `mask` is True, 0 if there is none; both of one shape.
+    How many of `mask` are True, and 1 at least: what a sum is divided by for a mean.
 
-    With `over_processes`, the count is the average one, so that the average of the results is the mean over all.
+    With `over_processes`, it is the average count of all processes, so that the average of their results, which
+    training takes, is the mean over all.
     """
     count = mask.sum()
     if over_processes and is_distributed():
         count = sum_over_processes(count) / dist.get_world_size()
-    return values.masked_fill(~mask, 0.0).sum() / count.clamp(min=1)
+    return count.clamp(min=1)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.BoolTensor, over_processes: bool = False) -> torch.Tensor:
+    """Mean of the `values` whose `mask` is True, 0 if there is none; both of one shape. See `count_for_mean`."""
+    return values.masked_fill(~mask, 0.0).sum() / count_for_mean(mask, over_processes)
 
 
 def all_processes(tensor: torch.Tensor) -> torch.Tensor:
@@ -285,6 +291,7 @@ __all__ = [
     "RunningNorm",
     "ResidualVectorQuantizer",
     "VectorQuantizer",
+    "count_for_mean",
     "masked_mean",
     "sum_over_processes",
 ]

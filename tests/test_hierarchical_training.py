@@ -1,12 +1,20 @@
-"""Training hierarchical autoencoders with `train.py`, and what evaluation measures."""
+"""Training hierarchical autoencoders with `train.py`, and what evaluation measures.
+
+Run by torchrun, this file is the worker of `test_codebooks_of_two_processes_equal_those_of_one`.
+"""
 
 import csv
 import json
 import math
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from modeling_testing import DOUBLE, run_on_two_processes
 from test_hierarchical_autoencoder import all_levels, random_bytes, tiny_model
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from train_testing import TORCHRUN, common_arguments, losses_in, metrics_of, read_json, run_command, weights_in
 from transformers import AutoModel, AutoTokenizer
@@ -84,8 +92,9 @@ def test_a_perfect_decoder_scores_one(monkeypatch):
     def decode(codes):
         return HierarchicalDecoderOutput(sequences=ids, lengths=lengths)
 
-    monkeypatch.setattr(model, "decode", decode)
-    found = reconstruction.measure_reconstruction(model, batches_of(ids, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "decode", decode)
+        found = reconstruction.measure_reconstruction(model, batches_of(ids, 2))
     assert found["reconstruction_accuracy"] == found["length_accuracy"] == 1.0
     with pytest.raises(ValueError, match="one byte of text"):
         reconstruction.measure_reconstruction(model, [(ids, torch.zeros_like(ids))])
@@ -164,18 +173,55 @@ def test_resumed_equals_uninterrupted(main, tmp_path):
     assert losses_in(resumed) == losses_in(constant) and len(losses_in(whole)) == 8
 
 
-@pytest.mark.parametrize("quantizer", ["ema_vq", "residual_vq"])
-def test_two_processes_equal_one(quantizer, cache_dir, main, tmp_path):
-    """Codebooks included."""
-    arguments = [*TINY, "--do_train", "--do_eval", "--max_steps", 3, "--optim", "sgd", "--quantizer", quantizer]
-    arguments += ["--max_eval_samples", 3, "--per_device_eval_batch_size", 1, "--learning_rate", 1e-2]
-    arguments += ["--num_quantizers", 2 if quantizer == "residual_vq" else 1, "--border_rule", "target_ratio"]
+def test_two_processes_equal_one(cache_dir, main, tmp_path):
+    """With fsq: that codebooks are the same is tested in float64, where rounding makes no other choice of a code."""
+    arguments = [*TINY, "--do_train", "--do_eval", "--max_steps", 3, "--optim", "sgd", "--quantizer", "fsq"]
+    arguments += ["--max_eval_samples", 3, "--per_device_eval_batch_size", 1, "--border_rule", "target_ratio"]
     done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *arguments)
     assert done.returncode == 0, done.stderr
     one = main(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
-    assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-4, atol=1e-5)
+    assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-5, atol=1e-5)
     control = {"eval_validation_shuffled_accuracy": 0}  # every process draws its own order
-    assert_close(metrics_of(tmp_path / "two") | control, metrics_of(one) | control, rtol=1e-4, atol=1e-5)
+    assert_close(metrics_of(tmp_path / "two") | control, metrics_of(one) | control, rtol=1e-5, atol=1e-5)
+
+
+def test_codebooks_of_two_processes_equal_those_of_one(tmp_path):
+    run_on_two_processes(__file__, tmp_path)
+    expected = train_in_float64()
+    for rank in (0, 1):
+        assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, **DOUBLE)
+
+
+def train_in_float64(rank: int = 0, num_processes: int = 1) -> dict[str, torch.Tensor]:
+    """Parameters, codebooks and statistics after a few steps, each process on its share of rows of all lengths."""
+    model = tiny_model("two_levels", dtype=torch.float64).train()
+    parallel = DistributedDataParallel(model) if num_processes > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for step in range(4):
+        ids = random_bytes(4, 40, seed=step)
+        mask = torch.arange(40) < torch.tensor([40, 25, 33, 40])[:, None]
+        share = slice(rank * 4 // num_processes, (rank + 1) * 4 // num_processes)
+        parallel(ids[share], mask[share].long(), labels=ids[share]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+def test_a_level_is_added_to_a_trained_model(main, tmp_path):
+    """The lower level goes on from where it was, the language model over the codes starts anew."""
+    first = main(*TINY, "--do_train", "--max_steps", 1, output_dir=tmp_path / "first")
+    arguments = ["--model_type", "hierarchical_autoencoder", "--model_name_or_path", first, "--num_levels", 2]
+    arguments += ["--codebook_size", 64, "--hidden_size", 24]
+    model_args = HierarchicalArguments(model_name_or_path=str(first), num_levels=2, codebook_size=[64])
+    model = train.load_hierarchical(model_args, None)
+    old = AutoModel.from_pretrained(first)
+    assert_close(model.compressors[0].state_dict(), old.compressors[0].state_dict(), rtol=0, atol=0)
+    assert [level.codebook_size for level in model.config.level_configs] == [32, 64]
+    assert model.config.block_size == 64
+    second = main(*arguments, "--do_train", "--max_steps", 1, output_dir=tmp_path / "second")
+    assert AutoModel.from_pretrained(second).config.num_levels == 2
+    with pytest.raises(SystemExit, match="--num_levels must be 2 or more"):
+        main(*arguments[:2], "--model_name_or_path", second, "--num_levels", 1, "--do_train")
 
 
 @pytest.mark.parametrize(
@@ -216,3 +262,12 @@ def test_run_script(cache_dir, tmp_path):
     assert done.returncode == 0, done.stderr + done.stdout
     assert read_json(tmp_path / "out" / "config.json")["level_configs"][0]["codebook_size"] == 32
     assert "reconstruction_accuracy" in done.stdout
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    state = train_in_float64(int(os.environ["RANK"]), 2)
+    torch.save(state, Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
