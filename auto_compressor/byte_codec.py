@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
-from .hierarchical_outputs import HierarchicalEncoderOutput
 from .modeling_hierarchical_autoencoder import NUM_BYTES, HierarchicalAutoencoder, rows_to_bytes
 
 
@@ -126,15 +125,6 @@ def read_stream(stored: bytes, form: str, limit: int, count: int) -> np.ndarray:
     return np.frombuffer(DECOMPRESSORS[form](stored), small_dtype(limit)).astype(np.int64)
 
 
-def bytes_per_patch(output: HierarchicalEncoderOutput) -> torch.LongTensor:
-    """Bytes of every top patch, `(batch_size, patches)`."""
-    lengths = output.patch_lengths[0]
-    for patch_ids, above in zip(output.patch_ids[1:], output.patch_lengths[1:], strict=True):
-        sums = lengths.new_zeros(above.shape[0], above.shape[1] + 1)  # the last column takes the padding, -1
-        lengths = sums.scatter_add(1, patch_ids % sums.shape[1], lengths)[:, :-1]
-    return lengths
-
-
 @dataclass(frozen=True)
 class Patches:
     """
@@ -163,7 +153,7 @@ def encode_blocks(model: HierarchicalAutoencoder, data: bytes) -> Patches:
     output = model.encode(*model.blocks(data))
     codes = output.codes.transpose(1, 2).cpu()
     present = codes[..., 0] >= 0
-    lengths = bytes_per_patch(output).cpu()[present]
+    lengths = output.lengths.cpu()[present]
     values = np.frombuffer(data, np.uint8)
     return Patches(present.sum(dim=1).numpy(), codes[present].numpy(), lengths.numpy(), values)
 

@@ -54,6 +54,7 @@ class HierarchicalEncoderOutput(ModelOutput):
     Args:
         codes (`torch.LongTensor` of shape `(batch_size, num_quantizers, patches)`): The top codes, which `decode`
             takes; -1 behind the last of a row.
+        lengths (`torch.LongTensor` of shape `(batch_size, patches)`): Bytes of every top code, 0 behind the last.
         level_codes (`tuple(torch.LongTensor)`): The codes of every level, the top ones last.
         patch_ids (`tuple(torch.LongTensor)` of shape `(batch_size, units)`): Segment of every byte, or of every code
             of the level below; -1 for padding.
@@ -62,6 +63,7 @@ class HierarchicalEncoderOutput(ModelOutput):
     """
 
     codes: torch.LongTensor | None = None
+    lengths: torch.LongTensor | None = None
     level_codes: tuple[torch.LongTensor, ...] | None = None
     patch_ids: tuple[torch.LongTensor, ...] | None = None
     patch_lengths: tuple[torch.LongTensor, ...] | None = None

@@ -459,6 +459,15 @@ def pack_segments(
     return units, unit_mask
 
 
+def bytes_per_code(compressed: list[SegmentCompressorOutput]) -> torch.LongTensor:
+    """Bytes of every top code, `(batch_size, patches)`, 0 behind the last of a row."""
+    lengths = compressed[0].patch_lengths
+    for level in compressed[1:]:
+        sums = lengths.new_zeros(lengths.shape[0], level.codes.shape[1] + 1)  # the last column takes the padding, -1
+        lengths = sums.scatter_add(1, level.patch_ids % sums.shape[1], lengths)[:, :-1]
+    return lengths
+
+
 class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
     """
     Bytes to discrete codes and back, over any number of levels, with a language model over the top codes.
@@ -657,6 +666,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         codes = tuple(output.codes.transpose(1, 2) for output in compressed)
         return HierarchicalEncoderOutput(
             codes=codes[-1],
+            lengths=bytes_per_code(compressed),
             level_codes=codes,
             patch_ids=self.unit_order(compressed, "patch_ids", order),
             patch_lengths=tuple(output.patch_lengths for output in compressed),

@@ -20,7 +20,6 @@ from auto_compressor import HierarchicalAutoencoder, HierarchicalAutoencoderConf
 from auto_compressor.bundled import BUNDLED_TRAIN_TEXT
 from auto_compressor.byte_codec import (
     PREFIX,
-    bytes_per_patch,
     decode_bytes,
     encode_bytes,
     pack_bits,
@@ -202,14 +201,14 @@ def test_streams(limit, count):
         assert np.array_equal(read_stream(stored, form, limit, count), candidates)
 
 
-def test_bytes_per_patch(model):
+def test_bytes_per_code(model):
     output = model.encode(*model.blocks(TEXT[:50]))
     owners = output.patch_ids[0]
     for above in output.patch_ids[1:]:
         owners = torch.where(owners < 0, -1, above.gather(1, owners.clamp(min=0)))
     expected = torch.stack([(owners == patch).sum(dim=1) for patch in range(output.codes.shape[2])], dim=1)
-    assert torch.equal(bytes_per_patch(output), expected)
-    assert bytes_per_patch(output).sum() == 50
+    assert torch.equal(output.lengths, expected)
+    assert output.lengths.sum() == 50
 
 
 def test_the_model_is_left_as_it_is(tiny):

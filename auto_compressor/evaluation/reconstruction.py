@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
-from ..hierarchical_outputs import HierarchicalDecoderOutput, SegmentCompressorOutput
-from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder
+from ..hierarchical_outputs import HierarchicalDecoderOutput
+from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder, bytes_per_code
 from .likelihood import log_likelihood
 
 
@@ -20,38 +20,24 @@ STATISTICS = ("bytes", "codes", "matches", "shuffled", "forced", "lengths")
 STATISTICS += ("code_nats", "residual_nats", "lm_nats", "lm_bytes")
 
 
-def top_spans(compressed: list[SegmentCompressorOutput]) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """The top code of every byte (-1 for padding), and how many bytes each top code has.
-
-    Returns:
-        `tuple`: Of the shapes `(batch_size, length)` and `(batch_size, patches)`.
-    """
-    owners = compressed[0].patch_ids
-    for level in compressed[1:]:
-        above = level.patch_ids.gather(1, owners.clamp(min=0))
-        owners = above.masked_fill(owners < 0, -1)
-    num_codes = compressed[-1].codes.shape[1]
-    lengths = F.one_hot(owners + 1, num_codes + 1)[..., 1:].sum(dim=1)
-    return owners, lengths
-
-
 def matching_bytes(
-    symbols: torch.LongTensor, owners: torch.LongTensor, lengths: torch.LongTensor, decoded: HierarchicalDecoderOutput
+    symbols: torch.LongTensor, mask: torch.BoolTensor, lengths: torch.LongTensor, decoded: HierarchicalDecoderOutput
 ) -> torch.BoolTensor:
     """
     Which bytes come back at their place in the span of their top code: `(batch_size, length)`.
 
     Args:
-        symbols, owners (`torch.LongTensor` of shape `(batch_size, length)`): The true bytes and their top codes.
+        symbols, mask (`torch.Tensor` of shape `(batch_size, length)`): The true bytes, and where they are.
         lengths (`torch.LongTensor` of shape `(batch_size, patches)`): The true number of bytes of each code.
         decoded (`HierarchicalDecoderOutput`): What became of the codes.
     """
-    lengths, decoded_lengths = F.pad(lengths, (0, 1)), F.pad(decoded.lengths, (0, 1))  # padding is of the last one
+    positions = torch.arange(symbols.shape[1], device=symbols.device).expand_as(symbols)
+    owners = torch.searchsorted(lengths.cumsum(dim=1), positions.contiguous(), right=True)  # padding: one code more
+    lengths, decoded_lengths = F.pad(lengths, (0, 1)), F.pad(decoded.lengths, (0, 1))
     starts, decoded_starts = (counts.cumsum(dim=1) - counts for counts in (lengths, decoded_lengths))
-    own = owners.masked_fill(owners < 0, lengths.shape[1] - 1)
-    place = torch.arange(symbols.shape[1], device=symbols.device) - starts.gather(1, own)
-    present = (owners >= 0) & (place < decoded_lengths.gather(1, own))
-    index = (decoded_starts.gather(1, own) + place).masked_fill(~present, 0)
+    place = positions - starts.gather(1, owners)
+    present = mask & (place < decoded_lengths.gather(1, owners))
+    index = (decoded_starts.gather(1, owners) + place).masked_fill(~present, 0)
     return present & (F.pad(decoded.sequences, (0, 1)).gather(1, index) == symbols)
 
 
@@ -83,7 +69,7 @@ def reconstruction_statistics(
     """
     symbols, mask, _ = model.read_bytes(input_ids, attention_mask)
     compressed = model.compress(symbols, mask)
-    owners, lengths = top_spans(compressed)
+    lengths = bytes_per_code(compressed)
     codes = compressed[-1].codes.transpose(1, 2)
     decoded, shuffled = model.decode(codes), model.decode(shuffle_codes(codes, generator))
     forced = model.expand(symbols, compressed)[0].logits.argmax(dim=-1)
@@ -91,8 +77,8 @@ def reconstruction_statistics(
     counts = {
         "bytes": mask.sum(dim=1),
         "codes": (lengths > 0).sum(dim=1),
-        "matches": matching_bytes(symbols, owners, lengths, decoded).sum(dim=1),
-        "shuffled": matching_bytes(symbols, owners, lengths, shuffled).sum(dim=1),
+        "matches": matching_bytes(symbols, mask, lengths, decoded).sum(dim=1),
+        "shuffled": matching_bytes(symbols, mask, lengths, shuffled).sum(dim=1),
         "forced": ((forced == symbols) & mask).sum(dim=1),
         "lengths": ((decoded.lengths == lengths) & (lengths > 0)).sum(dim=1),
         "code_nats": -likelihood.codes,
