@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
-from .modeling_hierarchical_autoencoder import NUM_BYTES, HierarchicalAutoencoder, rows_to_bytes
+from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder, rows_to_bytes
+from .tokenization_bytes import NUM_BYTES
 
 
 MAGIC = b"\x89ACZ\r\n\x1a\n"  # no text, and damaged by a transfer that takes it for text

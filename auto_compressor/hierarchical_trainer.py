@@ -12,7 +12,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.integrations import TensorBoardCallback
 
 from .evaluation.reconstruction import reconstruction_metrics, reconstruction_statistics
-from .modeling_hierarchical_autoencoder import NUM_BYTES
+from .tokenization_bytes import NUM_BYTES
 
 
 SAMPLES_FILE = "reconstructions.jsonl"

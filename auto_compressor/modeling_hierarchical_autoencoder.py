@@ -16,6 +16,16 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from .code_tokens import (
+    at_least_float32,
+    codes_from_tokens,
+    entropy,
+    keep_codebook,
+    pack_segments,
+    symbol_positions,
+    token_losses,
+    tokens_from_codes,
+)
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
     HierarchicalAutoencoderConfig,
@@ -37,6 +47,7 @@ from .patching import (
     positions_in_patch,
 )
 from .sliding_window import LearnedQueryAttention, SlidingWindowAttention, SlidingWindowTransformer
+from .tokenization_bytes import NUM_BYTES
 from .vector_quantizer import (
     FiniteScalarQuantizer,
     ResidualVectorQuantizer,
@@ -48,50 +59,7 @@ from .vector_quantizer import (
 )
 
 
-NUM_BYTES = 256
 STATISTICS_DECAY = 0.9  # what the threshold of `target_ratio` and the norm in front of codes keep at every batch
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of the distribution of `(..., vocab_size)` logits."""
-    log_probs = at_least_float32(logits).log_softmax(dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
-
-
-def keep_codebook(
-    logits: torch.Tensor, which: torch.LongTensor, codebook_size: int, num_codebooks: int
-) -> torch.Tensor:
-    """Makes the tokens of all codebooks but `which` impossible.
-
-    Args:
-        logits (`torch.Tensor` of shape `(..., vocab_size)`): Of the tokens `codebook * codebook_size + code`; those
-            behind the codebooks count to the first one.
-        which (`torch.LongTensor` of shape `(...)`): The codebook that is due.
-    """
-    codebooks = torch.arange(logits.shape[-1], device=logits.device) // codebook_size % num_codebooks
-    return logits.masked_fill(codebooks != which[..., None], torch.finfo(logits.dtype).min)
-
-
-def tokens_from_codes(codes: torch.LongTensor, codebook_size: int) -> torch.LongTensor:
-    """Returns `(batch_size, patches * num_quantizers)` tokens for codes `(batch_size, patches, num_quantizers)`; where
-    there is no code (-1), the first token."""
-    offsets = torch.arange(codes.shape[-1], device=codes.device) * codebook_size
-    return (codes + offsets).masked_fill(codes < 0, 0).flatten(1)
-
-
-def codes_from_tokens(tokens: torch.LongTensor, codebook_size: int, num_quantizers: int) -> torch.LongTensor:
-    """The inverse of `tokens_from_codes`, whatever token stands in front of a code."""
-    return tokens.unflatten(1, (-1, num_quantizers)) % codebook_size
-
-
-def token_losses(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
-    """Cross entropy in nats per label, `(...)`, 0 where the label is -100."""
-    flat = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.flatten(), reduction="none")
-    return flat.view(labels.shape)
 
 
 def make_quantizer(config: HierarchicalLevelConfig) -> nn.Module:
@@ -115,7 +83,7 @@ class HierarchicalPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["quantizer", "code_norm"]
+    _keep_in_fp32_modules_strict = ["quantizer", "code_norm", "border_threshold"]
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -240,12 +208,6 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
             commitment_loss=found.commitment_loss,
             lm_loss=masked_mean(token_losses(logits[:, :-1], labels), labels >= 0, over_processes=self.training),
         )
-
-
-def symbol_positions(positions: torch.LongTensor, symbols_per_unit: int) -> torch.LongTensor:
-    """Places of symbols within segments, `(batch_size, units * symbols_per_unit)`, from those of units."""
-    within = torch.arange(symbols_per_unit, device=positions.device)
-    return (positions[..., None] * symbols_per_unit + within).flatten(1)
 
 
 class CodeExpander(HierarchicalPreTrainedModel):
@@ -430,33 +392,6 @@ class CodeSequenceTransformer(LlamaForCausalLM):
         if labels is not None:
             outputs.loss = self.loss_function(outputs.logits, labels, self.config.vocab_size, **kwargs)
         return outputs
-
-
-def pack_segments(
-    symbols: torch.LongTensor, lengths: torch.LongTensor, mask: torch.BoolTensor
-) -> tuple[torch.LongTensor, torch.BoolTensor]:
-    """
-    Joins segments to rows.
-
-    Args:
-        symbols (`torch.LongTensor` of shape `(segments, max_units, size)`): What the units are; the first ones count.
-        lengths (`torch.LongTensor` of shape `(segments,)`): In units.
-        mask (`torch.BoolTensor` of shape `(batch_size, patches)`): Which patches of which row the segments are, in
-            turn.
-
-    Returns:
-        `tuple`: Units `(batch_size, units, size)`, 0 behind the last of a row, and their mask
-        `(batch_size, units)`.
-    """
-    present = torch.arange(symbols.shape[1], device=symbols.device) < lengths[:, None]
-    row_lengths = torch.zeros(mask.shape, dtype=lengths.dtype, device=lengths.device)
-    row_lengths[mask] = lengths
-    row_lengths = row_lengths.sum(dim=1)
-    longest = int(row_lengths.max()) if row_lengths.numel() else 0
-    unit_mask = torch.arange(longest, device=symbols.device) < row_lengths[:, None]
-    units = symbols.new_zeros(*unit_mask.shape, symbols.shape[2])
-    units[unit_mask] = symbols[present]
-    return units, unit_mask
 
 
 def bytes_per_code(compressed: list[SegmentCompressorOutput]) -> torch.LongTensor:

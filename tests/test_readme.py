@@ -40,7 +40,9 @@ def test_flags_exist():
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
 
 
-@pytest.mark.parametrize("script, section", [("train.sh", "Train"), ("train_hierarchical.sh", "Bytes to codes and back")])
+@pytest.mark.parametrize(
+    "script, section", [("train.sh", "Train"), ("train_hierarchical.sh", "Bytes to codes and back")]
+)
 def test_variables_of_run_scripts_exist(script, section):
     script = (ROOT / "run" / script).read_text()
     (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", README, flags=re.MULTILINE | re.DOTALL)
