@@ -93,6 +93,8 @@ class HierarchicalPreTrainedModel(PreTrainedModel):
             init.zeros_(module.num_batches)
         elif isinstance(module, LearnedQueryAttention):
             init.normal_(module.queries, std=self.config.initializer_range)
+            # As large as the normed states that they are added to: the order within a segment shows from the start.
+            init.normal_(module.positions, std=1.0)
         elif isinstance(module, ByteSegmentCompressor):
             init.constant_(module.border_threshold, self.config.border_threshold)
         elif isinstance(module, RunningNorm):

@@ -180,7 +180,8 @@ class LearnedQueryAttention(nn.Module):
         super().__init__()
         self.head_dim = hidden_size // num_attention_heads
         self.queries = nn.Parameter(torch.empty(num_queries, num_attention_heads, self.head_dim))
-        self.embed_positions = nn.Embedding(max_positions, hidden_size)
+        self.positions = nn.Parameter(torch.empty(max_positions, hidden_size))
+        self.norm = nn.RMSNorm(hidden_size)
         self.k_proj = nn.Linear(hidden_size, hidden_size, bias=False)
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=False)
         self.o_proj = nn.Linear(num_queries * hidden_size, hidden_size, bias=False)
@@ -203,7 +204,7 @@ class LearnedQueryAttention(nn.Module):
             `torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`, zeros where a row has no such segment.
         """
         batch_size = hidden_states.shape[0]
-        hidden_states = hidden_states + self.embed_positions(positions)
+        hidden_states = self.norm(hidden_states) + self.positions[positions]
         key, value = (proj(hidden_states).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         scores = torch.einsum("blhd,qhd->blqh", key, self.queries) * self.head_dim**-0.5
         # One more segment per row takes the padding.
