@@ -186,17 +186,6 @@ class HierarchicalAutoencoderConfig(PreTrainedConfig):
     def num_levels(self) -> int:
         return len(self.level_configs)
 
-    @property
-    def _attn_implementation(self):
-        return self._attn_implementation_internal
-
-    @_attn_implementation.setter
-    def _attn_implementation(self, value):
-        """Sub-configs in a list are unknown to transformers, which sets it on the others."""
-        PreTrainedConfig._attn_implementation.fset(self, value)
-        for level in self.level_configs:
-            level._attn_implementation = self._attn_implementation_internal
-
     def to_dict(self) -> dict[str, Any]:
         levels = [level.to_diff_dict() for level in self.level_configs]
         for level in levels:

@@ -425,7 +425,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
 
     def __init__(self, config: HierarchicalAutoencoderConfig):
         super().__init__(config)
-        for level in config.level_configs:
+        for level in config.level_configs:  # transformers does not see configs in a list
             level._attn_implementation = config._attn_implementation
         self.compressors = nn.ModuleList(ByteSegmentCompressor(level) for level in config.level_configs)
         self.expanders = nn.ModuleList(CodeExpander(level) for level in config.level_configs)
@@ -436,11 +436,11 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.LongTensor, torch.BoolTensor, torch.LongTensor]:
         """Brings the bytes of every row to the front: bytes, their mask, and the columns that they come from."""
-        mask = input_ids < NUM_BYTES
+        mask = (input_ids >= 0) & (input_ids < NUM_BYTES)
         if attention_mask is not None:
             mask = mask & attention_mask.bool()
         order = mask.long().argsort(dim=1, descending=True, stable=True)
-        return input_ids.gather(1, order).clamp(max=NUM_BYTES - 1), mask.gather(1, order), order
+        return input_ids.gather(1, order).clamp(0, NUM_BYTES - 1), mask.gather(1, order), order
 
     def compress(
         self, symbols: torch.LongTensor, mask: torch.BoolTensor, context_lengths: torch.LongTensor | None = None
@@ -525,7 +525,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Bytes; 256 behind them says that the text
-                ends there. Other special tokens count as padding.
+                ends there. Other ids count as padding.
             attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 0 at padding.
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): The bytes to reconstruct, usually
                 `input_ids`; -100 and special tokens are left out of the byte loss.
