@@ -79,6 +79,12 @@ class HierarchicalArguments:
     fsq_levels: list[int] = field(
         default_factory=list, metadata={"help": "Levels of each dimension of fsq, the same on all levels of codes."}
     )
+    ema_decay: list[float] = field(
+        default_factory=list, metadata={"help": "What the statistics of a codebook keep at every batch."}
+    )
+    dead_code_threshold: list[float] = field(
+        default_factory=list, metadata={"help": "Share of the mean use below which a code starts anew."}
+    )
     border_rule: list[str] = field(
         default_factory=list,
         metadata={"help": "entropy_rise, entropy_threshold, cumulative_entropy or target_ratio."},
