@@ -3,6 +3,7 @@
 Run by torchrun, this file is the worker of `test_codebooks_of_two_processes_equal_those_of_one`.
 """
 
+import ast
 import csv
 import json
 import math
@@ -16,8 +17,8 @@ from modeling_testing import DOUBLE, run_on_two_processes
 from test_hierarchical_autoencoder import all_levels, random_bytes, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from train_testing import TORCHRUN, common_arguments, losses_in, metrics_of, read_json, run_command, weights_in
-from transformers import AutoModel, AutoTokenizer
+from train_testing import ROOT, TORCHRUN, common_arguments, losses_in, metrics_of, read_json, run_command, weights_in
+from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 import train
 from args import HierarchicalArguments
@@ -246,6 +247,19 @@ def test_levels_get_their_values():
     assert [level.codebook_size for level in config.level_configs] == [32, 64]
     assert [level.hidden_size for level in config.level_configs] == [16, 16]
     assert config.block_size == 128
+
+
+def test_models_of_the_benchmark():
+    """Its flags are those of train.py, and make the models that their names say."""
+    tree = ast.parse((ROOT / "benchmarks" / "hierarchical.py").read_text())
+    (runs,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RUNS"]
+    for name, flags in ast.literal_eval(runs).items():
+        (arguments,) = HfArgumentParser(HierarchicalArguments).parse_args_into_dataclasses(flags)
+        (level,) = train.hierarchical_config(arguments, None).level_configs
+        assert level.quantizer.split("_")[0] in name.lower().replace("residual vq", "residual").replace(
+            "ema vq", "ema"
+        )
+        assert str(level.codebook_size) in name or "FSQ" in name
 
 
 def test_run_script(cache_dir, tmp_path):
