@@ -115,7 +115,7 @@ def print_tables(rows: list[dict]):
         table = Table("", *(row["model"] for row in rows), title=title)
         for column in columns:
             table.add_row(column, *(f"{row[column]:,.4g}" for row in rows))
-        Console().print(table)
+        Console(width=120).print(table)
 
 
 def xz_bits_per_byte() -> float:
