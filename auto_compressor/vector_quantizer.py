@@ -166,8 +166,9 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, vectors: torch.Tensor) -> torch.LongTensor:
         """The code of least squared distance, the first of equals: `(...,)` for `(..., codebook_dim)`."""
-        # |v - e|^2 without |v|^2, which is the same for all codes
-        return (self.codebook.square().sum(dim=-1) - 2 * vectors @ self.codebook.T).argmin(dim=-1)
+        with torch.autocast(vectors.device.type, enabled=False):  # half precision would find other codes
+            # |v - e|^2 without |v|^2, which is the same for all codes
+            return (self.codebook.square().sum(dim=-1) - 2 * vectors @ self.codebook.T).argmin(dim=-1)
 
     @torch.no_grad()
     def reset_dead_codes(self, vectors: torch.Tensor, mask: torch.BoolTensor):

@@ -203,6 +203,15 @@ def test_codebook_follows_the_textbook():
         assert_close(part.codebook, sums / counts[:, None], **DOUBLE)
 
 
+def test_autocast_finds_the_same_codes():
+    """Codes nearer to each other than bfloat16 can tell."""
+    part = make_part("vq", torch.float32).eval()
+    part.codebook.copy_(1 + 0.01 * torch.randn_like(part.codebook))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = part(part.codebook.clone(), torch.ones(SIZE, dtype=torch.bool)).codes[:, 0]
+    assert torch.equal(found, torch.arange(SIZE))
+
+
 def is_one_of(rows, others):
     return (rows[:, None] == others).all(dim=-1).any(dim=1)
 
