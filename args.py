@@ -72,6 +72,9 @@ class HierarchicalArguments:
     intermediate_size: list[int] = field(default_factory=list, metadata={"help": "Inner width of the layers."})
     num_hidden_layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the compressor."})
     num_expander_layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the expander."})
+    window: list[int] = field(
+        default_factory=list, metadata={"help": "Symbols before each one that a layer of the compressor sees."}
+    )
     quantizer: list[str] = field(default_factory=list, metadata={"help": "ema_vq, residual_vq or fsq."})
     codebook_size: list[int] = field(default_factory=list, metadata={"help": "Codes of one codebook."})
     codebook_dim: list[int] = field(default_factory=list, metadata={"help": "Width of the codes."})

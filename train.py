@@ -61,7 +61,15 @@ SHARE_OF_POSITIONS = 0.75
 
 # Arguments that are fields of the levels of a hierarchical autoencoder, with a value for each.
 LEVEL_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_expander_layers", "max_patch_length")
-LEVEL_FIELDS += ("quantizer", "codebook_size", "codebook_dim", "num_quantizers", "ema_decay", "dead_code_threshold")
+LEVEL_FIELDS += (
+    "window",
+    "quantizer",
+    "codebook_size",
+    "codebook_dim",
+    "num_quantizers",
+    "ema_decay",
+    "dead_code_threshold",
+)
 LEVEL_FIELDS += ("border_rule", "border_threshold", "target_ratio")
 
 # Fields of a config that makes no summary vectors.

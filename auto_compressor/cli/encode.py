@@ -33,7 +33,8 @@ def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
     table.add_row("codes", f"{header.num_codes:,}")
     table.add_row("bytes per code", f"{header.num_bytes / max(header.num_codes, 1):.2f}")
     right = f"{header.right_bytes / num_bytes:.2%}"
-    table.add_row("bytes that come back", f"all (lossless), {right} by the codes alone" if header.lossless else right)
+    whole = f"all (lossless), {right} by the codes alone" if header.lossless else right
+    table.add_row("bytes of patches that come back", whole)
     table.add_row("seconds (bytes/s)", f"{seconds:.1f} ({header.num_bytes / seconds:,.0f})")
     Console(stderr=to_stdout).print(table)
 
