@@ -437,8 +437,10 @@ def run(family: Family, model_args: Any, data_args: DataTrainingArguments, train
         train(trainer, find_checkpoint(training_args))
     if training_args.do_eval:
         evaluate(trainer, family.report_rows)
-    # A process that leaves while its last messages are under way can hang in gloo.
+    # A process that leaves while its last messages are under way can hang in gloo, and so can DDP freed at exit.
     trainer.accelerator.wait_for_everyone()
+    trainer.model_wrapped = None
+    trainer.accelerator.free_memory()
     trainer.accelerator.end_training()
 
 

@@ -34,6 +34,7 @@ LEVELS = {
 
 def make_model(levels: list[dict], max_patch_length: int = 3, **kwargs) -> HierarchicalAutoencoder:
     shared = SIZES | {"max_patch_length": max_patch_length, "border_threshold": 0.0, "window": 4, "memory_window": 3}
+    shared["initializer_range"] = 0.2  # so that segments differ
     config = HierarchicalAutoencoderConfig(
         level_configs=[shared | level for level in levels],
         code_sequence_config=SIZES,

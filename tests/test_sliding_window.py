@@ -7,10 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import DynamicCache, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from auto_compressor import sliding_window
-from auto_compressor.sliding_window import LearnedQueryAttention, SlidingWindowTransformer, segment_softmax
+from auto_compressor.sliding_window import (
+    LearnedQueryAttention,
+    RotaryEmbedding,
+    SlidingWindowTransformer,
+    segment_softmax,
+)
 
 
 attentions = pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -36,7 +41,7 @@ class DenseTransformer(nn.Module):
         super().__init__()
         self.window = window
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, index) for index in range(num_layers))
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = RotaryEmbedding(config)
 
     def sees(self, groups, query, key):
         return 0 <= query - key <= self.window and groups[query] == groups[key]
@@ -198,7 +203,7 @@ def pool_by_loops(pooler, hidden_states, patch_ids, positions, num_patches):
     pooled = torch.zeros(len(patch_ids), num_patches, hidden_states.shape[-1]).double()
     for row, patch in {(row, patch) for row, ids in enumerate(patch_ids.tolist()) for patch in ids if patch >= 0}:
         where = patch_ids[row] == patch
-        own = hidden_states[row, where] + pooler.embed_positions.weight[positions[row, where]]
+        own = pooler.norm(hidden_states[row, where]) + pooler.positions[positions[row, where]]
         keys, values = (proj(own).unflatten(-1, (-1, pooler.head_dim)) for proj in (pooler.k_proj, pooler.v_proj))
         found = []
         for query in pooler.queries:
