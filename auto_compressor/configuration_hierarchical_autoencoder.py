@@ -42,7 +42,7 @@ class HierarchicalLevelConfig(LlamaConfig):
         codebook_dim (`int`, defaults to 32): Width of the codes; with `"fsq"` it is the number of `fsq_levels`.
         num_quantizers (`int`, defaults to 1): Codes per segment; more than one needs `"residual_vq"`.
         fsq_levels (`list[int]`, defaults to `[8, 5, 5, 5]`): Levels of each dimension.
-        ema_decay (`float`, defaults to 0.99): Weight that running statistics keep at every batch; less at first.
+        ema_decay (`float`, defaults to 0.95): Weight that running statistics keep at every batch; less at first.
         dead_code_threshold (`float`, defaults to 0.1): A code used less than this share of the mean starts anew.
     """
 
@@ -71,7 +71,7 @@ class HierarchicalLevelConfig(LlamaConfig):
     codebook_dim: int = 32
     num_quantizers: int = 1
     fsq_levels: list[int] | None = None
-    ema_decay: float | int = 0.99
+    ema_decay: float | int = 0.95
     dead_code_threshold: float | int = 0.1
 
     def __post_init__(self, **kwargs):

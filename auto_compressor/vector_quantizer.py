@@ -82,6 +82,23 @@ def all_processes(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(gathered)
 
 
+def spread_rows(rows: torch.Tensor, mask: torch.BoolTensor, chosen: torch.BoolTensor) -> torch.Tensor:
+    """One of the valid `rows` for each chosen entry, evenly spread over them; the others get any row.
+
+    Args:
+        rows (`torch.Tensor` of shape `(num_rows, dim)`), mask (`torch.BoolTensor` of shape `(num_rows,)`): The rows
+            to take from, and which are valid.
+        chosen (`torch.BoolTensor` of shape `(size,)`): The entries that get a row.
+
+    Returns:
+        `torch.Tensor` of shape `(size, dim)`.
+    """
+    valid_first = mask.long().argsort(descending=True, stable=True)
+    rank = chosen.long().cumsum(dim=0) - 1
+    index = rank * mask.sum() // chosen.sum().clamp(min=1)
+    return rows[valid_first[index.clamp(0, rows.shape[0] - 1)]]
+
+
 class RunningNorm(nn.Module):
     """
     Brings every dimension to mean 0 and variance 1 by statistics that follow those of the batches, of all processes;
@@ -122,8 +139,7 @@ class RunningNorm(nn.Module):
 class VectorQuantizer(nn.Module):
     """
     A codebook that follows the mean of the vectors that fall to each code (van den Oord et al., arXiv 1711.00937,
-    appendix A.1), and whose unused codes start anew at vectors of the batch (Dhariwal et al., arXiv 2005.00341), those
-    that the others represent worst.
+    appendix A.1), and whose unused codes start anew at vectors of the batch (Dhariwal et al., arXiv 2005.00341).
 
     A fresh codebook is all unused: its first batch of training fills it. The statistics are those of all processes.
 
@@ -148,27 +164,22 @@ class VectorQuantizer(nn.Module):
         """Returns `(..., 1, codebook_dim)` for codes `(..., 1)`."""
         return F.embedding(codes, self.codebook)
 
-    def distances(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Squared distances from every code: `(..., codebook_size)` for `(..., codebook_dim)`."""
+    def nearest(self, vectors: torch.Tensor) -> torch.LongTensor:
+        """The code of least squared distance, the first of equals: `(...,)` for `(..., codebook_dim)`."""
         with torch.autocast(vectors.device.type, enabled=False):  # half precision would find other codes
-            products = vectors @ self.codebook.T
-        return vectors.square().sum(dim=-1, keepdim=True) - 2 * products + self.codebook.square().sum(dim=-1)
+            # |v - e|^2 without |v|^2, which is the same for all codes
+            return (self.codebook.square().sum(dim=-1) - 2 * vectors @ self.codebook.T).argmin(dim=-1)
 
     @torch.no_grad()
     def reset_dead_codes(self, vectors: torch.Tensor, mask: torch.BoolTensor):
-        """Moves unused codes to the vectors of the batch that are farthest from any other code, and gives them the
-        mean count. Taken at random, they would split the commonest vectors among ever more codes."""
+        """Moves unused codes to vectors of the batch, and gives them the mean count."""
         rows, valid = all_processes(vectors), all_processes(mask)
         if not len(rows):
             return
-        dead = (self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()) & valid.any()
-        errors = self.distances(rows).masked_fill(dead, torch.inf).amin(dim=1).masked_fill(~valid, -torch.inf)
-        rank, count = dead.long().cumsum(dim=0) - 1, valid.sum()
-        # A fresh codebook has no code to be far from: it takes vectors evenly.
-        rank = torch.where(dead.all(), rank * count // self.codebook_size, rank).minimum(count - 1).clamp(min=0)
-        farthest = rows[errors.argsort(descending=True, stable=True)[rank]]
-        self.codebook.copy_(torch.where(dead[:, None], farthest, self.codebook))
-        self.cluster_size.copy_(torch.where(dead, count / self.codebook_size, self.cluster_size))
+        dead = self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()
+        dead &= valid.any()
+        self.codebook.copy_(torch.where(dead[:, None], spread_rows(rows, valid, dead), self.codebook))
+        self.cluster_size.copy_(torch.where(dead, valid.sum() / self.codebook_size, self.cluster_size))
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, mask: torch.BoolTensor, codes: torch.LongTensor):
@@ -193,7 +204,7 @@ class VectorQuantizer(nn.Module):
         rows, valid = vectors.detach().flatten(0, -2).to(self.codebook.dtype), mask.flatten()
         if self.training:
             self.reset_dead_codes(rows, valid)
-        codes = self.distances(rows).argmin(dim=-1)
+        codes = self.nearest(rows)
         quantized = F.embedding(codes, self.codebook).view_as(vectors).to(vectors.dtype)
         if self.training:
             self.update(rows, valid, codes)
