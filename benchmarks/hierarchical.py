@@ -132,7 +132,7 @@ def plot_rates(rows: list[dict], path: Path):
         point = axes.scatter(row["bits_per_byte_raw"], row["reconstruction_accuracy"], label=row["model"])
         colour = point.get_facecolor()[0]
         axes.scatter(row["bits_per_byte_raw"], row["shuffled_accuracy"], marker="x", color=colour)
-    axes.axvline(xz_bits_per_byte(), color="grey", linestyle=":", label="xz, lossless")
+    axes.axvline(xz_bits_per_byte(), color="grey", linestyle=":", label="xz after the training text, lossless")
     axes.set(xlabel="bits per byte of the stored codes", ylabel="bytes that come back", ylim=(0, 1))
     axes.set_title("Free-running reconstruction of held-out text (x: codes shuffled)")
     axes.legend()
