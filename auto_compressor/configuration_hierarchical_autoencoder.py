@@ -153,7 +153,7 @@ class HierarchicalAutoencoderConfig(PreTrainedConfig):
     """
 
     model_type = "hierarchical_autoencoder"
-    sub_configs_defaults = {"code_sequence_config": CodeSequenceConfig}
+    sub_configs = {"code_sequence_config": CodeSequenceConfig}
     keys_to_ignore_at_inference = ["losses", "codes", "patch_ids", "entropies"]
 
     level_configs: list[dict[str, Any] | PreTrainedConfig] | None = None
@@ -179,7 +179,7 @@ class HierarchicalAutoencoderConfig(PreTrainedConfig):
         top = self.level_configs[-1]
         codes = {"codebook_size": top.codebook_size, "num_quantizers": top.num_quantizers}
         if not isinstance(self.code_sequence_config, PreTrainedConfig):
-            self.code_sequence_config = (self.code_sequence_config or {}) | codes
+            self.code_sequence_config = CodeSequenceConfig(**(self.code_sequence_config or {}) | codes)
         super().__post_init__(**kwargs)
 
     @property
