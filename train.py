@@ -41,11 +41,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from args import DataTrainingArguments, HierarchicalArguments, ModelArguments, TrainingArguments
-from auto_compressor import (
-    ByteTokenizer,
-    HierarchicalAutoencoder,
-    HierarchicalAutoencoderConfig,
-)
+from auto_compressor import ByteTokenizer, HierarchicalAutoencoder, HierarchicalAutoencoderConfig
 from auto_compressor.bases import autocompressor_class, load_autocompressor, load_base_config, resolve_base
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
@@ -61,16 +57,8 @@ SHARE_OF_POSITIONS = 0.75
 
 # Arguments that are fields of the levels of a hierarchical autoencoder, with a value for each.
 LEVEL_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_expander_layers", "max_patch_length")
-LEVEL_FIELDS += (
-    "window",
-    "quantizer",
-    "codebook_size",
-    "codebook_dim",
-    "num_quantizers",
-    "ema_decay",
-    "dead_code_threshold",
-)
-LEVEL_FIELDS += ("border_rule", "border_threshold", "target_ratio")
+LEVEL_FIELDS += ("window", "border_rule", "border_threshold", "target_ratio", "quantizer", "codebook_size")
+LEVEL_FIELDS += ("codebook_dim", "num_quantizers", "ema_decay", "dead_code_threshold")
 
 # Fields of a config that makes no summary vectors.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}

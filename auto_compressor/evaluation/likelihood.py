@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import torch
 
 from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
+from ..hierarchical_outputs import CodeExpanderOutput, SegmentCompressorOutput
 from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder, check_input_ids
 from ..patching import patches_before
 
@@ -101,6 +102,17 @@ def check_context_lengths(context_lengths: torch.LongTensor, num_bytes: torch.Lo
         )
 
 
+def level_nats(
+    model: HierarchicalAutoencoder,
+    labels: torch.LongTensor,
+    compressed: list[SegmentCompressorOutput],
+    expanded: list[CodeExpanderOutput],
+) -> list[torch.Tensor]:
+    """`UnitNats.levels`, from the bytes as `labels`, -100 at padding, and what compressors and expanders found."""
+    levels = enumerate(zip(model.level_labels(labels, compressed), compressed, expanded, strict=True))
+    return [model.unit_nats(level, *parts) for level, parts in levels]
+
+
 @torch.no_grad()
 def nats_by_unit(
     model: HierarchicalAutoencoder,
@@ -119,9 +131,7 @@ def nats_by_unit(
     context_lengths = torch.zeros_like(num_bytes) if context_lengths is None else context_lengths
     check_context_lengths(context_lengths, num_bytes)
     compressed = model.compress(symbols, mask, context_lengths)
-    labels = model.level_labels(symbols.masked_fill(~mask, -100), compressed)
-    found = enumerate(zip(labels, compressed, model.expand(symbols, compressed), strict=True))
-    levels = [model.unit_nats(level, *parts) for level, parts in found]
+    levels = level_nats(model, symbols.masked_fill(~mask, -100), compressed, model.expand(symbols, compressed))
     codes, _ = model.code_nats(compressed[-1].codes, model.text_ends(input_ids, attention_mask))
     return UnitNats(levels, codes, context_counts(model, compressed, context_lengths), num_bytes)
 

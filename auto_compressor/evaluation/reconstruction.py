@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
 from ..hierarchical_outputs import HierarchicalDecoderOutput
 from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder, bytes_per_code
-from .likelihood import log_likelihood
+from .likelihood import level_nats
 
 
 STATISTICS = ("bytes", "codes", "matches", "shuffled", "forced", "lengths")
@@ -72,8 +72,10 @@ def reconstruction_statistics(
     lengths = bytes_per_code(compressed)
     codes = compressed[-1].codes.transpose(1, 2)
     decoded, shuffled = model.decode(codes), model.decode(shuffle_codes(codes, generator))
-    forced = model.expand(symbols, compressed)[0].logits.argmax(dim=-1)
-    likelihood = log_likelihood(model, input_ids, attention_mask)
+    expanded = model.expand(symbols, compressed)
+    forced = expanded[0].logits.argmax(dim=-1)
+    levels = level_nats(model, symbols.masked_fill(~mask, -100), compressed, expanded)
+    code_nats, _ = model.code_nats(compressed[-1].codes, model.text_ends(input_ids, attention_mask))
     counts = {
         "bytes": mask.sum(dim=1),
         "codes": (lengths > 0).sum(dim=1),
@@ -81,8 +83,8 @@ def reconstruction_statistics(
         "shuffled": matching_bytes(symbols, mask, lengths, shuffled).sum(dim=1),
         "forced": ((forced == symbols) & mask).sum(dim=1),
         "lengths": ((decoded.lengths == lengths) & (lengths > 0)).sum(dim=1),
-        "code_nats": -likelihood.codes,
-        "residual_nats": -likelihood.residual,
+        "code_nats": code_nats.double().sum(dim=1),
+        "residual_nats": torch.stack([nats.double().sum(dim=1) for nats in levels]).sum(dim=0),
         "lm_nats": compressed[0].lm_loss * mask[:, 1:].sum(dim=1),
         "lm_bytes": mask[:, 1:].sum(dim=1),
     }
