@@ -3,6 +3,8 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
+from .cache_policies import POLICIES
+from .configuration_activation_compressor import ActivationCompressorConfig
 from .configuration_autocompressor import (
     GemmaAutoCompressorConfig,
     LlamaAutoCompressorConfig,
@@ -21,6 +23,8 @@ from .hierarchical_outputs import (
     HierarchicalDecoderOutput,
     HierarchicalEncoderOutput,
 )
+from .merging_cache import MergingCache, merging_attention
+from .modeling_activation_compressor import ActivationCompressor, ActivationCompressorOutput
 from .modeling_autocompressor import (
     AutoCompressorMixin,
     AutoCompressorModel,
@@ -56,11 +60,17 @@ AutoModelForCausalLM.register(MistralAutoCompressorConfig, MistralAutoCompressor
 AutoModelForCausalLM.register(Qwen2AutoCompressorConfig, Qwen2AutoCompressorModel)
 AutoModelForCausalLM.register(Qwen3AutoCompressorConfig, Qwen3AutoCompressorModel)
 AutoModelForCausalLM.register(GemmaAutoCompressorConfig, GemmaAutoCompressorModel)
+AutoConfig.register("activation_compressor", ActivationCompressorConfig)
+AutoModel.register(ActivationCompressorConfig, ActivationCompressor)
 AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
 AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
 AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
 
 __all__ = [
+    "POLICIES",
+    "ActivationCompressor",
+    "ActivationCompressorConfig",
+    "ActivationCompressorOutput",
     "AutoCompressorMixin",
     "AutoCompressorModel",
     "AutoCompressorOutput",
@@ -80,6 +90,7 @@ __all__ = [
     "LearnedQueryAttention",
     "LlamaAutoCompressorConfig",
     "LlamaAutoCompressorModel",
+    "MergingCache",
     "MistralAutoCompressorConfig",
     "MistralAutoCompressorModel",
     "OPTAutoCompressorConfig",
@@ -92,4 +103,5 @@ __all__ = [
     "SlidingWindowAttention",
     "SoftpromptCache",
     "VectorQuantizer",
+    "merging_attention",
 ]

@@ -1,0 +1,329 @@
+"""A key/value cache that really shrinks: slots that stand for many tokens, and the attention that weighs them.
+
+A layer holds slots, and after them the tokens that were read since the last compression. A slot adds its log-mass to
+its attention scores, so that it draws the attention of all the tokens that it stands for; that of one token is 0.
+Positions go on counting tokens, not slots: what has been read keeps the position that it was read with.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+MERGING_ATTENTION = {"eager": "merging_eager", "sdpa": "merging_sdpa"}
+BASES = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
+
+
+class MergingLayer(DynamicLayer):
+    r"""
+    Keys and values of one layer: `[int8 slots ; slots ; recent tokens]`.
+
+    Attributes:
+        keys, values (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots + recent tokens, head_dim)`):
+            Of the slots that are not in int8, and of the recent tokens.
+        log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, all slots)`, *optional*):
+            What is added to the scores of all slots, those in int8 first; `None` until the first compression.
+        int8_keys, int8_values, int8_scales (`torch.Tensor`, *optional*):
+            Slots in int8, `(batch_size, num_kv_heads, int8 slots, head_dim)`, and a scale for each key and value.
+        queries (`torch.Tensor` of shape `(batch_size, num_heads, queries, head_dim)`, *optional*):
+            The last queries of the last forward pass, scaled; kept if `observation_window` is above 0.
+        seen_length (`int`): Tokens that were read, padding too.
+        observation_window (`int`): Queries to keep for the next compression.
+        num_residual (`int`): The first slots, which hold gated residuals and are not in order of position.
+    """
+
+    TENSORS = ("keys", "values", "log_mass", "int8_keys", "int8_values", "int8_scales", "queries")
+
+    def __init__(self):
+        super().__init__()
+        self.observation_window = 0
+        self.reset()
+
+    def reset(self):
+        for name in self.TENSORS:
+            setattr(self, name, None)
+        self.seen_length, self.num_residual, self.is_initialized = 0, 0, False
+
+    @property
+    def num_slots(self) -> int:
+        return 0 if self.log_mass is None else self.log_mass.shape[-1]
+
+    @property
+    def num_int8(self) -> int:
+        return 0 if self.int8_keys is None else self.int8_keys.shape[2]
+
+    @property
+    def recent_length(self) -> int:
+        """Tokens after the slots."""
+        return 0 if self.keys is None else self.keys.shape[2] - (self.num_slots - self.num_int8)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors that are held."""
+        held = [getattr(self, name) for name in self.TENSORS]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Appends tokens; returns the keys and values of all slots and recent tokens."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.seen_length += key_states.shape[2]
+        super().update(key_states, value_states)
+        return self.states()
+
+    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `(batch_size, num_kv_heads, all slots + recent tokens, head_dim)`."""
+        if self.num_int8 == 0:
+            return self.keys, self.values
+        keys = self.int8_keys * self.int8_scales[..., :1]
+        values = self.int8_values * self.int8_scales[..., 1:]
+        return torch.cat([keys, self.keys], dim=2), torch.cat([values, self.values], dim=2)
+
+    def replace(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        log_mass: torch.Tensor,
+        num_residual: int = 0,
+        residual_int8: bool = False,
+    ):
+        """
+        Puts slots in the place of all that is held.
+
+        Args:
+            keys, values (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots, head_dim)`): The slots.
+            log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots)`): What is added to their scores.
+            num_residual (`int`, defaults to 0): The first ones, which are not in order of position.
+            residual_int8 (`bool`, defaults to `False`): Whether these are held in int8, with a scale per vector.
+        """
+        self.log_mass, self.num_residual, self.queries = log_mass, num_residual, None
+        self.int8_keys = self.int8_values = self.int8_scales = None
+        if residual_int8 and num_residual > 0:
+            (int8_keys, keys), (int8_values, values) = (
+                (states[:, :, :num_residual], states[:, :, num_residual:].contiguous()) for states in (keys, values)
+            )
+            self.int8_keys, key_scales = quantize(int8_keys)
+            self.int8_values, value_scales = quantize(int8_values)
+            self.int8_scales = torch.cat([key_scales, value_scales], dim=-1)
+        self.keys, self.values = keys, values
+
+    def observe(self, query: torch.Tensor, scaling: float):
+        """Keeps the last of the queries `(batch_size, num_heads, length, head_dim)`."""
+        if self.observation_window > 0:
+            self.queries = query[:, :, -self.observation_window :].detach() * scaling
+
+    def get_seq_length(self) -> int:
+        return self.seen_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the recent tokens: the mask of the model is over these, that of the slots is theirs."""
+        return self.recent_length + query_length, self.seen_length - self.recent_length
+
+    def crop(self, tokens_to_remove: int):
+        """
+        Removes the last `-tokens_to_remove` tokens.
+
+        Raises:
+            ValueError: if they are not all there any more.
+        """
+        count = abs(tokens_to_remove)
+        if tokens_to_remove > 0 or count > self.recent_length:
+            raise ValueError(
+                f"`tokens_to_remove` must be between {-self.recent_length}, the tokens after the slots, and 0,"
+                f" got {tokens_to_remove}."
+            )
+        if count > 0:
+            super().crop(tokens_to_remove)
+            self.seen_length -= count
+
+    def reorder_cache(self, beam_idx: torch.LongTensor):
+        self._select_rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int):
+        self._select_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor):
+        self._select_rows(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def offload(self):
+        self._select_rows(lambda tensor: tensor.to("cpu", non_blocking=True))
+
+    def prefetch(self):
+        self._select_rows(lambda tensor: tensor.to(self.device, non_blocking=True))
+
+    def _select_rows(self, select):
+        for name in self.TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, select(tensor))
+
+
+class MergingCache(Cache):
+    """
+    A cache of [`MergingLayer`]s, for `model(..., past_key_values=cache)` and `model.generate` within
+    [`merging_attention`]. `get_seq_length()` is the number of tokens that were read.
+
+    Args:
+        config (`PreTrainedConfig`): That of the base model.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(layers=[MergingLayer() for _ in range(config.num_hidden_layers)])
+        self.config = config
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors that the cache holds."""
+        return sum(layer.num_bytes for layer in self.layers)
+
+    @property
+    def num_slots(self) -> list[int]:
+        """Slots of every layer, those of padding too; 0 until the first compression."""
+        return [layer.num_slots for layer in self.layers]
+
+    def observe(self, num_queries: int):
+        """Keeps the last queries of every forward pass from now on, or none (0)."""
+        for layer in self.layers:
+            layer.observation_window = num_queries
+            layer.queries = None if num_queries == 0 else layer.queries
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
+        if self.layers[layer_idx].num_slots > 0 and not is_merging(self.config):
+            raise ValueError(
+                "A compressed `MergingCache` needs the attention that weighs its slots: call the model within"
+                " `with merging_attention(model):` or `with compressor.attach(model):`."
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def quantize(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds `(..., dim)` to int8 with the scale `(..., 1)` that takes the largest entry of each vector to 127."""
+    scales = vectors.detach().abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny) / 127
+    return (vectors.detach() / scales).round().clamp(-127, 127).to(torch.int8), scales
+
+
+def biased_mask(
+    log_mass: torch.Tensor, attention_mask: torch.Tensor | None, query: torch.Tensor, recent_length: int
+) -> torch.Tensor:
+    """
+    The mask over slots and recent tokens, to be added to the scores.
+
+    Args:
+        log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots)`): Of the slots; every query sees them.
+        attention_mask (`torch.Tensor` of shape `(batch_size, 1, length, recent_length)`, *optional*):
+            Over the recent tokens, boolean or to be added; `None` if each query sees all up to its own.
+        query (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`): The queries.
+        recent_length (`int`): Keys after the slots, those of the queries included.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_heads, length, slots + recent_length)`.
+    """
+    batch_size, num_heads, length, _ = query.shape
+    if attention_mask is None:
+        attention_mask = query.new_ones(length, recent_length, dtype=torch.bool).tril(recent_length - length)
+    if attention_mask.dtype == torch.bool:
+        # Eager attention takes its softmax in float32, where the lowest of float64 is -inf.
+        hidden = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)
+        attention_mask = query.new_zeros(()).where(attention_mask, hidden)
+    bias = log_mass.repeat_interleave(num_heads // log_mass.shape[1], dim=1)[:, :, None]
+    shape = (batch_size, num_heads, length, -1)
+    return torch.cat([bias.expand(shape), attention_mask.expand(shape)], dim=-1)
+
+
+def merging_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    slots: MergingLayer | None = None,
+    scaling: float | None = None,
+    *,
+    implementation: str,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The base model's own attention, eager or sdpa, over `slots` and the recent tokens; shapes as there."""
+    if slots is not None:
+        slots.observe(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if slots.num_slots > 0:
+            attention_mask = biased_mask(slots.log_mass, attention_mask, query, key.shape[2] - slots.num_slots)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    return attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def pass_slots(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook: gives the slots of its layer to the attention, as an argument."""
+    cache = kwargs.get("past_key_values")
+    return args, kwargs | {"slots": cache.layers[module.layer_idx]} if isinstance(cache, MergingCache) else kwargs
+
+
+def is_merging(config: PreTrainedConfig) -> bool:
+    """Whether the model of this config is within [`merging_attention`]."""
+    return config._attn_implementation in MERGING_ATTENTION.values()
+
+
+def check_base(config: PreTrainedConfig):
+    """Raises a `ValueError` unless a model of this config can attend to slots."""
+    if config.model_type not in BASES:
+        raise ValueError(f"A base model must be one of {', '.join(BASES)}, got {config.model_type!r}.")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
+        getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None
+    ):
+        raise ValueError(f"The base must see all tokens: `sliding_window` must be None, got {config.sliding_window}.")
+    if getattr(config, "add_cross_attention", False):
+        raise ValueError("The base must be decoder-only: `add_cross_attention` must be False, got True.")
+    if config._attn_implementation not in MERGING_ATTENTION and not is_merging(config):
+        raise ValueError(
+            "Slots are weighed by a bias on the attention scores, which `attn_implementation` 'eager' or 'sdpa' can"
+            f" add, got {config._attn_implementation!r}."
+        )
+
+
+@contextmanager
+def merging_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """
+    Lets a base model attend to the slots of a [`MergingCache`]; nothing of it stays behind. May be nested.
+
+    Args:
+        model (`PreTrainedModel`): A GPT-2, Llama, Mistral, OPT, Qwen2 or Qwen3 with eager or sdpa attention.
+
+    Raises:
+        ValueError: for another base model or attention.
+    """
+    check_base(model.config)
+    before = model.config._attn_implementation
+    if is_merging(model.config):
+        yield model
+        return
+    attentions = [
+        module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")
+    ]
+    hooks = []
+    try:
+        model.set_attn_implementation(MERGING_ATTENTION[before])
+        hooks += [module.register_forward_pre_hook(pass_slots, with_kwargs=True) for module in attentions]
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.set_attn_implementation(before)
+
+
+for _implementation, _mask in (("eager", eager_mask), ("sdpa", sdpa_mask)):
+    AttentionInterface.register(
+        MERGING_ATTENTION[_implementation], partial(merging_attention_forward, implementation=_implementation)
+    )
+    AttentionMaskInterface.register(MERGING_ATTENTION[_implementation], _mask)
+
+
+__all__ = ["MergingCache", "MergingLayer", "check_base", "merging_attention"]

@@ -1,0 +1,522 @@
+"""The activation compressor: a key/value cache of few slots, each of which stands for many tokens.
+
+- Important tokens keep a slot; every other token joins the slot of the most similar key. The slot's value becomes the
+  mean of its tokens, and its log-mass makes it draw the attention of all of them.
+- Tokens whose value the mean would miss may keep a slot of their own: gated residuals.
+- What is learned are corrections, which are zero in a new compressor: of the importance, and of the gates.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .activation_losses import contrastive_loss, divergence_loss
+from .cache_policies import (
+    EMPTY,
+    LayerState,
+    Selection,
+    Slots,
+    evict,
+    gather,
+    importance,
+    is_filled,
+    merged_values,
+    nearest_slot,
+    protected_tokens,
+    select,
+)
+from .configuration_activation_compressor import ActivationCompressorConfig
+from .input_checks import check_layer_checkpointing
+from .losses import mean_over_targets, shift_labels_left, summed_cross_entropy
+from .merging_cache import MergingCache, MergingLayer, check_base, merging_attention
+from .segments import equal_segment_lengths
+from .softprompts import model_fingerprint
+
+
+# Attention below this counts as this, so that its logarithm is finite.
+LEAST_ATTENTION = 1e-8
+# Added to the score of a residual, so that all that are dissimilar come before all others.
+DISSIMILAR_FIRST = 1000.0
+Policy = Callable[[LayerState, torch.LongTensor], Slots]
+
+
+@dataclass
+class ActivationCompressorOutput(ModelOutput):
+    r"""
+    Output of [`ActivationCompressor`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): The weighted sum of the losses below.
+        lm_loss (`torch.FloatTensor` of shape `(1,)`): Mean cross-entropy of the continuation, in nats.
+        distillation_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Mean KL(full cache || compressed cache) of the continuation, in nats.
+        contrastive_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Mean over the compressed layers, in nats.
+        past_key_values (`MergingCache`): The compressed context and the continuation.
+    """
+
+    loss: torch.FloatTensor | None = None
+    lm_loss: torch.FloatTensor | None = None
+    distillation_loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+
+
+class LayerCompressor(nn.Module):
+    """The learned corrections of one layer, linear in features of a token and different for every head."""
+
+    def __init__(self, config: ActivationCompressorConfig):
+        super().__init__()
+        num_heads, num_features = config.num_key_value_heads, 2 * config.head_dim + 1
+        self.importance_weight = nn.Parameter(torch.empty(num_heads, num_features))
+        self.gate_weight = nn.Parameter(torch.empty(num_heads, 2))
+        self.gate_bias = nn.Parameter(torch.empty(num_heads))
+        self.threshold = nn.Buffer(torch.empty(()))
+
+    def log_importance(self, state: LayerState) -> torch.Tensor:
+        """log a_i and its correction, `(batch_size, num_kv_heads, tokens)`: what a token weighs among others."""
+        log_attention = importance(state).clamp_min(LEAST_ATTENTION).log()
+        valid = state.valid
+        mean = (log_attention * valid).sum(dim=-1, keepdim=True) / valid.sum(dim=-1, keepdim=True).clamp_min(1)
+        features = [unit_rms(state.keys), unit_rms(state.values), (log_attention - mean)[..., None]]
+        return log_attention + (torch.cat(features, dim=-1) * self.importance_weight[:, None]).sum(dim=-1)
+
+    def gate(self, log_importance: torch.Tensor, log_residual: torch.Tensor) -> torch.Tensor:
+        """log g_i = log sigmoid(f(a_i, |v_i - V_c|)), the part of a token that its own slot has; same shapes."""
+        features = torch.stack([log_importance, log_residual], dim=-1)
+        logits = (features * self.gate_weight[:, None]).sum(dim=-1) + self.gate_bias[:, None]
+        return nn.functional.logsigmoid(logits)
+
+
+class ActivationCompressorPreTrainedModel(PreTrainedModel):
+    """Initialisation of an [`ActivationCompressor`]: it starts as the plain rule, without corrections."""
+
+    config: ActivationCompressorConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, LayerCompressor):
+            init.zeros_(module.importance_weight)
+            init.zeros_(module.gate_weight)
+            # A residual has 98% of its token.
+            init.constant_(module.gate_bias, 4.0)
+            init.constant_(module.threshold, self.config.similarity_threshold)
+
+
+class ActivationCompressor(ActivationCompressorPreTrainedModel):
+    """
+    Compresses the key/value cache of a base model, which is no part of it: it is saved alone, with the identity of its
+    base.
+
+    Example:
+
+    ```python
+    >>> compressor = ActivationCompressor.from_base(model, compression_ratio=4)
+    >>> with compressor.attach(model):
+    ...     cache = compressor.compress(model, input_ids[:, :-1])
+    ...     output_ids = model.generate(input_ids, past_key_values=cache)
+    >>> cache.num_bytes
+    ```"""
+
+    def __init__(self, config: ActivationCompressorConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleDict({str(index): LayerCompressor(config) for index in config.compressed_layers})
+        self.post_init()
+
+    @classmethod
+    def from_base(cls, base_model: PreTrainedModel, **fields) -> "ActivationCompressor":
+        """
+        A new compressor for a base model.
+
+        Args:
+            base_model (`PreTrainedModel`): A causal language model, see [`~merging_cache.merging_attention`].
+            fields: Of [`ActivationCompressorConfig`].
+
+        Raises:
+            ValueError: for another base or attention, and for fields out of their range.
+        """
+        base = base_model.config
+        check_base(base)
+        num_heads = base.num_attention_heads
+        config = ActivationCompressorConfig(
+            base_model_type=base.model_type,
+            num_hidden_layers=base.num_hidden_layers,
+            num_key_value_heads=getattr(base, "num_key_value_heads", None) or num_heads,
+            head_dim=getattr(base, "head_dim", None) or base.hidden_size // num_heads,
+            **fields,
+        )
+        compressor = cls(config).to(base_model.device)
+        compressor.identify(base_model)
+        return compressor
+
+    def identify(self, base_model: PreTrainedModel):
+        """States that this compressor belongs to these weights; needed where training has changed them."""
+        self.config.base_name_or_path = base_model.config.name_or_path
+        self.config.base_fingerprint = model_fingerprint(base_model)
+
+    def check_identity(self, base_model: PreTrainedModel):
+        """Raises a `ValueError` unless `base_model` is the one that this compressor belongs to."""
+        config, base = self.config, base_model.config
+        trains_base = self.training and not config.freeze_base
+        if base.model_type != config.base_model_type or (
+            not trains_base and model_fingerprint(base_model) != config.base_fingerprint
+        ):
+            raise ValueError(
+                f"This compressor belongs to {config.base_name_or_path!r} ({config.base_model_type}), with other"
+                f" weights than those of {base.name_or_path!r} ({base.model_type})."
+            )
+
+    @contextmanager
+    def attach(self, base_model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+        """
+        Lets the base model attend to compressed caches; nothing of it stays behind.
+
+        Raises:
+            ValueError: for another base than that of this compressor, or attention that cannot weigh slots.
+        """
+        check_base(base_model.config)
+        self.check_identity(base_model)
+        with merging_attention(base_model):
+            yield base_model
+
+    @torch.no_grad()
+    def compress(
+        self,
+        base_model: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        segment_length: int | None = None,
+        policy: Policy | None = None,
+    ) -> MergingCache:
+        r"""
+        Reads a text into a compressed cache.
+
+        Args:
+            base_model (`PreTrainedModel`): The model that this compressor belongs to.
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The text.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+                0 for padding, which must stand on the left.
+            segment_length (`int`, *optional*):
+                The cache is compressed whenever so many tokens were read, so that it never holds more than its slots
+                and these. Default: once, after the whole text.
+            policy (`Callable`, *optional*): What to do with a layer, see `cache_policies`. Default: [`merge`].
+
+        Returns:
+            [`MergingCache`], for `base_model(..., past_key_values=cache)` within [`attach`].
+
+        Raises:
+            ValueError: if a text is so short that its slots are fewer than sinks and recent window, and as [`attach`].
+        """
+        cache = MergingCache(base_model.config)
+        with self.attach(base_model):
+            for _ in self._read(base_model, cache, input_ids, attention_mask, segment_length, policy or self.merge):
+                pass
+        return cache
+
+    def forward(
+        self,
+        base_model: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        context_length: int,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        segment_length: int | None = None,
+    ) -> ActivationCompressorOutput:
+        r"""
+        The training objective: what the base model predicts after a compressed context.
+
+        Args:
+            base_model, input_ids, attention_mask, segment_length: As in [`compress`].
+            context_length (`int`): The first tokens, which are compressed; the others are the continuation.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                As for a causal language model; those of the continuation count. Default: `input_ids` without padding.
+
+        Raises:
+            ValueError: as [`compress`], and unless there are both a context and a continuation.
+        """
+        if not 0 < context_length < input_ids.shape[1] - 1:
+            raise ValueError(
+                f"`context_length` must be above 0 and leave 2 tokens or more of {input_ids.shape[1]}, got"
+                f" {context_length}."
+            )
+        check_layer_checkpointing(base_model)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        labels = input_ids.masked_fill(mask == 0, -100) if labels is None else labels
+        cache, contrastive = MergingCache(base_model.config), []
+        text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(mask)}
+        with frozen(base_model) if self.config.freeze_base else nullcontext(), self.attach(base_model):
+            context = (input_ids[:, :context_length], mask[:, :context_length])
+            for compressed in self._read(base_model, cache, *context, segment_length, self.merge):
+                contrastive += [self._contrastive_loss(*pair) for pair in compressed]
+            continuation = {name: text[name][:, context_length:] for name in ("input_ids", "position_ids")}
+            outputs = base_model(**continuation, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+            losses = self._losses(base_model, outputs.logits, text, labels[:, context_length:], contrastive)
+        return ActivationCompressorOutput(**losses, past_key_values=cache)
+
+    def _losses(
+        self,
+        base_model: PreTrainedModel,
+        logits: torch.Tensor,
+        text: dict[str, torch.Tensor],
+        labels: torch.LongTensor,
+        contrastive: list[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """The losses of the continuation, which has these logits and labels; those of weight 0 are left out."""
+        config, targets = self.config, shift_labels_left(labels)
+        losses = {"lm_loss": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
+        loss = losses["lm_loss"]
+        if config.distillation_weight > 0:
+            with torch.no_grad():
+                teacher = base_model(**text, use_cache=False, logits_to_keep=logits.shape[1]).logits
+            losses["distillation_loss"] = divergence_loss(logits, teacher, labels != -100)
+            loss = loss + config.distillation_weight * losses["distillation_loss"]
+        if config.contrastive_weight > 0 and contrastive:
+            losses["contrastive_loss"] = torch.stack(contrastive).mean()
+            loss = loss + config.contrastive_weight * losses["contrastive_loss"]
+        return losses | {"loss": loss}
+
+    def _contrastive_loss(self, state: LayerState, slots: Slots) -> torch.Tensor:
+        assignment = slots.assignment.masked_fill(slots.kept, -1)
+        filled = is_filled(slots.log_mass)
+        temperature = self.config.contrastive_temperature
+        return contrastive_loss(state.values, slots.values, assignment, filled, temperature)
+
+    def _read(
+        self,
+        base_model: PreTrainedModel,
+        cache: MergingCache,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        segment_length: int | None,
+        policy: Policy,
+    ) -> Iterator[list[tuple[LayerState, Slots]]]:
+        """Reads a text, and compresses after every segment; yields what was compressed, and to what."""
+        check_left_padding(attention_mask, input_ids)
+        length = input_ids.shape[1]
+        if segment_length is not None and segment_length < 1:
+            raise ValueError(f"`segment_length` must be 1 or more, got {segment_length}.")
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        budgets = self._budgets(mask.sum(dim=1))
+        position_ids, end = positions(mask), 0
+        cache.observe(self.config.observation_window)
+        for segment in equal_segment_lengths(length, segment_length or length):
+            start, end = end, end + segment
+            base_model.base_model(
+                input_ids=input_ids[:, start:end],
+                attention_mask=None if attention_mask is None else attention_mask[:, :end],
+                position_ids=position_ids[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            yield self._compress_cache(cache, mask[:, :end], budgets, policy)
+        cache.observe(0)
+
+    def _budgets(self, num_tokens: torch.LongTensor) -> dict[int, torch.LongTensor]:
+        """Slots of every compressed layer, `(batch_size,)`, for rows of so many tokens."""
+        config = self.config
+        if config.num_slots is not None:
+            slots = torch.full_like(num_tokens, config.num_slots)
+        elif config.compression_ratio == 1:
+            return {layer: num_tokens for layer in config.compressed_layers}
+        else:
+            # A slot has a log-mass beside key and value.
+            bytes_per_slot = 1 + 1 / (2 * config.head_dim)
+            slots = (num_tokens.double() / (config.compression_ratio * bytes_per_slot)).long()
+        layers = config.compressed_layers
+        shares = config.layer_budgets or [1.0] * len(layers)
+        budgets = {
+            layer: (slots * (share * len(layers) / math.fsum(shares))).long()
+            for layer, share in zip(layers, shares, strict=True)
+        }
+        fewest = min(int(budget.max()) for budget in budgets.values())
+        if fewest < config.min_slots:
+            raise ValueError(
+                f"`compression_ratio` {config.compression_ratio} leaves {fewest} slots of {int(num_tokens.max())}"
+                f" tokens; `num_sinks` + `recent_window` = {config.min_slots - 1} must be fewer."
+            )
+        return {layer: budget.clamp_min(config.min_slots) for layer, budget in budgets.items()}
+
+    def _compress_cache(
+        self, cache: MergingCache, mask: torch.Tensor, budgets: dict[int, torch.LongTensor], policy: Policy
+    ) -> list[tuple[LayerState, Slots]]:
+        """Compresses every layer with a budget if one of them holds more; the others keep all of their tokens."""
+        held = {index: cache.layers[index].num_slots + cache.layers[index].recent_length for index in budgets}
+        if all(held[index] <= int(budget.min()) for index, budget in budgets.items()):
+            return []
+        compressed = []
+        for index, layer in enumerate(cache.layers):
+            state = self._layer_state(layer, mask, index)
+            if index in budgets:
+                slots = policy(state, budgets[index])
+                compressed.append((state, slots))
+            else:
+                slots = evict(state, state.log_mass, mask.sum(dim=1))
+            int8 = self.config.residual_int8
+            layer.replace(slots.keys, slots.values, slots.log_mass, slots.num_residual, int8)
+        return compressed
+
+    def _layer_state(self, layer: MergingLayer, mask: torch.Tensor, layer_idx: int) -> LayerState:
+        keys, values = layer.states()
+        num_recent = layer.recent_length
+        recent = keys.new_zeros(()).where(mask[:, None, mask.shape[1] - num_recent :] > 0, EMPTY)
+        recent = recent.expand(-1, keys.shape[1], -1)
+        log_mass = recent if layer.log_mass is None else torch.cat([layer.log_mass, recent], dim=-1)
+        config = self.config
+        protected = protected_tokens(is_filled(log_mass), config.num_sinks, config.recent_window, layer.num_residual)
+        return LayerState(keys, values, log_mass, layer.queries, protected, layer_idx)
+
+    def merge(self, state: LayerState, budget: torch.LongTensor) -> Slots:
+        """
+        The policy of this compressor: the most important tokens have slots, and all others join them.
+
+        Args:
+            state (`LayerState`): A layer that is compressed.
+            budget (`torch.LongTensor` of shape `(batch_size,)`): Slots of each row.
+        """
+        layer = self.layers[str(state.layer_idx)]
+        log_importance = layer.log_importance(state)
+        num_residual, cost = self._residual_budget(state, budget)
+        pivots = select(state, log_importance.detach(), budget - cost)
+        similarity, slot = nearest_slot(state, pivots, pivots.filled & ~pivots.gather(state.protected))
+        members = state.valid & ~pivots.kept
+        shares = log_importance - gather(pivots.gather(log_importance), slot)
+        shares = shares.masked_fill(~members, -torch.inf).exp()
+        if int(num_residual.max()) == 0:
+            return merged_slots(state, pivots, slot, shares)
+        log_residual = residual_norm(state.values, pivots, slot, shares).clamp_min(LEAST_ATTENTION).log()
+        log_gate = layer.gate(log_importance.detach(), log_residual)
+        dissimilar = similarity < self._threshold(layer, similarity, members, num_residual)
+        scores = log_importance + (DISSIMILAR_FIRST + log_gate + log_residual) * dissimilar
+        rest = replace(state, log_mass=state.log_mass.masked_fill(~members, EMPTY), protected=state.valid & False)
+        residuals = select(rest, scores.detach(), num_residual)
+        slots = merged_slots(state, pivots, slot, shares * torch.where(residuals.kept, -log_gate.expm1(), 1))
+        own = merged_slots(replace(state, log_mass=state.log_mass + log_gate), residuals)
+        return join_slots(own, slots)
+
+    def _residual_budget(
+        self, state: LayerState, budget: torch.LongTensor
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """How many gated residuals each row has, and what they cost of its slots, both `(batch_size,)`."""
+        config = self.config
+        # Protected and valid tokens are as many in every head.
+        free = budget - state.protected[:, 0].sum(dim=-1)
+        excess = state.valid[:, 0].sum(dim=-1) - budget
+        fraction = config.residual_fraction if config.use_residuals else 0.0
+        cost = (free * fraction).long().where(excess > 0, 0)
+        if not config.residual_int8:
+            return cost, cost
+        # Key and value, two scales and the log-mass, by a slot that is not in int8.
+        size, width = state.keys.element_size(), 2 * config.head_dim
+        fit = (cost * ((width + 1) * size / (width + 3 * size))).long()
+        return torch.minimum(fit, excess + cost).clamp_min(0), cost
+
+    def _threshold(
+        self,
+        layer: LayerCompressor,
+        similarity: torch.Tensor,
+        members: torch.BoolTensor,
+        num_residual: torch.LongTensor,
+    ) -> torch.Tensor:
+        """The similarity below which a token rather keeps a slot; adaptive, it is of shape `(batch, heads, 1)`."""
+        if not self.config.adaptive_threshold:
+            return similarity.new_tensor(self.config.similarity_threshold)
+        ranked = similarity.masked_fill(~members, torch.inf).sort(dim=-1).values
+        rank = num_residual.clamp_max(ranked.shape[-1] - 1)[:, None, None].expand(*ranked.shape[:2], 1)
+        at_budget = ranked.gather(-1, rank)
+        at_budget = at_budget.where(at_budget.isfinite(), layer.threshold)
+        threshold = torch.lerp(at_budget, layer.threshold, self.config.threshold_momentum)
+        if self.training:
+            layer.threshold.copy_(threshold.mean())
+        return threshold
+
+
+def residual_norm(
+    values: torch.Tensor, selection: Selection, slot: torch.LongTensor, shares: torch.Tensor
+) -> torch.Tensor:
+    """|v_i - V_c|, the distance of each value from the mean that it would join; shapes as in [`merged_values`]."""
+    values = values.detach().float()
+    means, _ = merged_values(values, selection, slot, shares.detach())
+    return (values - gather(means, slot)).norm(dim=-1)
+
+
+def merged_slots(
+    state: LayerState,
+    selection: Selection,
+    slot: torch.LongTensor | None = None,
+    shares: torch.Tensor | None = None,
+) -> Slots:
+    """The slots of the selected tokens, with those that join them; shapes as in [`merged_values`]."""
+    log_mass, values, assignment = (
+        selection.gather(state.log_mass),
+        selection.gather(state.values),
+        selection.assignment,
+    )
+    if shares is not None:
+        means, log_growth = merged_values(state.values.float(), selection, slot, shares)
+        log_mass, values = log_mass + log_growth, means.to(values.dtype)
+        assignment = torch.where(state.valid & ~selection.kept, slot, assignment)
+    log_mass = log_mass.to(values.dtype).masked_fill(~selection.filled, EMPTY)
+    return Slots(selection.gather(state.keys), values, log_mass, assignment, selection.kept)
+
+
+def join_slots(residuals: Slots, slots: Slots) -> Slots:
+    """Puts the slots of gated residuals in front of the others."""
+    count = residuals.log_mass.shape[-1]
+    return Slots(
+        torch.cat([residuals.keys, slots.keys], dim=2),
+        torch.cat([residuals.values, slots.values], dim=2),
+        torch.cat([residuals.log_mass, slots.log_mass], dim=2),
+        torch.where(residuals.kept, residuals.assignment, (slots.assignment + count).where(slots.assignment >= 0, -1)),
+        residuals.kept | slots.kept,
+        num_residual=count,
+    )
+
+
+def unit_rms(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors `(..., dim)` in float32, detached and scaled to a mean square of 1."""
+    vectors = vectors.detach().float()
+    return nn.functional.rms_norm(vectors, vectors.shape[-1:])
+
+
+def positions(mask: torch.Tensor) -> torch.LongTensor:
+    """Position of every token, `(batch_size, length)`; padding has that of the first."""
+    return (mask.long().cumsum(dim=1) - 1).clamp_min(0)
+
+
+def check_left_padding(attention_mask: torch.Tensor | None, input_ids: torch.LongTensor):
+    """Raises a `ValueError` unless the mask has the shape of the text and its padding stands on the left."""
+    if attention_mask is None:
+        return
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got"
+            f" {tuple(attention_mask.shape)}."
+        )
+    if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
+        raise ValueError("`attention_mask` must have its padding on the left: each row 0s, and then 1s.")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Keeps gradients from the parameters of a model, but not from what goes through it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield model
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+__all__ = [
+    "ActivationCompressor",
+    "ActivationCompressorOutput",
+    "LayerCompressor",
+]
