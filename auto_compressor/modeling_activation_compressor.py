@@ -193,6 +193,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         segment_length: int | None = None,
         policy: Policy | None = None,
+        past_key_values: MergingCache | None = None,
     ) -> MergingCache:
         r"""
         Reads a text into a compressed cache.
@@ -200,12 +201,13 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         Args:
             base_model (`PreTrainedModel`): The model that this compressor belongs to.
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The text.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                0 for padding, which must stand on the left.
+            attention_mask (`torch.Tensor` of shape `(batch_size, seen_length + sequence_length)`, *optional*):
+                0 for padding, which must stand on the left; over the tokens in `past_key_values` too.
             segment_length (`int`, *optional*):
                 The cache is compressed whenever so many tokens were read, so that it never holds more than its slots
                 and these. Default: once, after the whole text.
             policy (`Callable`, *optional*): What to do with a layer, see `cache_policies`. Default: [`merge`].
+            past_key_values (`MergingCache`, *optional*): What was read before, which the text continues.
 
         Returns:
             [`MergingCache`], for `base_model(..., past_key_values=cache)` within [`attach`].
@@ -213,7 +215,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         Raises:
             ValueError: if a text is so short that its slots are fewer than sinks and recent window, and as [`attach`].
         """
-        cache = MergingCache(base_model.config)
+        cache = MergingCache(base_model.config) if past_key_values is None else past_key_values
         with self.attach(base_model):
             for _ in self._read(base_model, cache, input_ids, attention_mask, segment_length, policy or self.merge):
                 pass
@@ -246,7 +248,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
                 f" {context_length}."
             )
         check_layer_checkpointing(base_model)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = left_padding_mask(attention_mask, input_ids, 0)
         labels = input_ids.masked_fill(mask == 0, -100) if labels is None else labels
         cache, contrastive = MergingCache(base_model.config), []
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(mask)}
@@ -297,19 +299,17 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         policy: Policy,
     ) -> Iterator[list[tuple[LayerState, Slots]]]:
         """Reads a text, and compresses after every segment; yields what was compressed, and to what."""
-        check_left_padding(attention_mask, input_ids)
-        length = input_ids.shape[1]
         if segment_length is not None and segment_length < 1:
             raise ValueError(f"`segment_length` must be 1 or more, got {segment_length}.")
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        budgets = self._budgets(mask.sum(dim=1))
-        position_ids, end = positions(mask), 0
+        end, length = cache.get_seq_length(), input_ids.shape[1]
+        mask = left_padding_mask(attention_mask, input_ids, end)
+        budgets, position_ids = self._budgets(mask.sum(dim=1)), positions(mask)
         cache.observe(self.config.observation_window)
-        for segment in equal_segment_lengths(length, segment_length or length):
-            start, end = end, end + segment
+        for segment in input_ids.split(equal_segment_lengths(length, segment_length or length), dim=1):
+            start, end = end, end + segment.shape[1]
             base_model.base_model(
-                input_ids=input_ids[:, start:end],
-                attention_mask=None if attention_mask is None else attention_mask[:, :end],
+                input_ids=segment,
+                attention_mask=None if attention_mask is None else mask[:, :end],
                 position_ids=position_ids[:, start:end],
                 past_key_values=cache,
                 use_cache=True,
@@ -489,17 +489,20 @@ def positions(mask: torch.Tensor) -> torch.LongTensor:
     return (mask.long().cumsum(dim=1) - 1).clamp_min(0)
 
 
-def check_left_padding(attention_mask: torch.Tensor | None, input_ids: torch.LongTensor):
-    """Raises a `ValueError` unless the mask has the shape of the text and its padding stands on the left."""
+def left_padding_mask(
+    attention_mask: torch.Tensor | None, input_ids: torch.LongTensor, seen_length: int
+) -> torch.LongTensor:
+    """Returns the mask `(batch_size, seen_length + length)`; a `ValueError` unless its padding stands on the left."""
+    shape = (input_ids.shape[0], seen_length + input_ids.shape[1])
     if attention_mask is None:
-        return
-    if attention_mask.shape != input_ids.shape:
+        return input_ids.new_ones(shape)
+    if attention_mask.shape != shape:
         raise ValueError(
-            f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, got"
-            f" {tuple(attention_mask.shape)}."
+            f"`attention_mask` must cover the text, seen and new: {shape}, got {tuple(attention_mask.shape)}."
         )
     if (attention_mask[:, 1:] < attention_mask[:, :-1]).any():
         raise ValueError("`attention_mask` must have its padding on the left: each row 0s, and then 1s.")
+    return attention_mask.long()
 
 
 @contextmanager
