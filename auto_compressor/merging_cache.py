@@ -7,7 +7,7 @@ Positions go on counting tokens, not slots: what has been read keeps the positio
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -305,18 +305,13 @@ def merging_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     if is_merging(model.config):
         yield model
         return
-    attentions = [
-        module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")
-    ]
-    hooks = []
-    try:
+    with ExitStack() as undo:
+        undo.callback(model.set_attn_implementation, before)
         model.set_attn_implementation(MERGING_ATTENTION[before])
-        hooks += [module.register_forward_pre_hook(pass_slots, with_kwargs=True) for module in attentions]
+        for module in model.modules():
+            if hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
+                undo.callback(module.register_forward_pre_hook(pass_slots, with_kwargs=True).remove)
         yield model
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.set_attn_implementation(before)
 
 
 for _implementation, _mask in (("eager", eager_mask), ("sdpa", sdpa_mask)):

@@ -167,7 +167,8 @@ def looped_scores(name, state, row, head):
         centred = queries - queries.mean(dim=0)
         covariance = centred.T @ centred / len(queries)
         logits = [
-            k @ queries.mean(dim=0) + k @ covariance @ k / 2 + b for k, b in zip(keys, state.log_mass[row, head])
+            k @ queries.mean(dim=0) + k @ covariance @ k / 2 + b
+            for k, b in zip(keys, state.log_mass[row, head], strict=True)
         ]
         scores.append(torch.stack(logits).masked_fill(~valid, -math.inf).softmax(dim=0))
     return torch.stack(scores).mean(dim=0) * values.norm(dim=-1)
