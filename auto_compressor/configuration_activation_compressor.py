@@ -79,7 +79,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
         """Fewest slots of a layer: those that are protected, and one that all other tokens can join."""
         return self.num_sinks + self.recent_window + 1
 
-    def validate_architecture(self):
+    def __post_init__(self, **kwargs):
         lowest = {"num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 1, "compression_ratio": 1}
         lowest |= {"num_sinks": 0, "recent_window": 0, "observation_window": 1, "distillation_weight": 0}
         lowest |= {"contrastive_weight": 0}
@@ -99,6 +99,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
         if not self.contrastive_temperature > 0:
             raise ValueError(f"`contrastive_temperature` must be above 0, got {self.contrastive_temperature}.")
         self._check_layers()
+        super().__post_init__(**kwargs)
 
     def _check_layers(self):
         layers = self.compressed_layers

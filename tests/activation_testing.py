@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from modeling_testing import random_ids
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -125,6 +124,3 @@ def row_of(state: LayerState, row: int, start: int = 0) -> LayerState:
         state.queries[part],
         state.protected[part, :, start:],
     )
-
-
-__all__ = ["random_ids"]

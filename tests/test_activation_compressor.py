@@ -1,0 +1,718 @@
+"""The activation compressor: its rule against loops, its promises against the plain model, its training and files."""
+
+import json
+import math
+
+import pytest
+import torch
+from activation_testing import (
+    continue_from,
+    each_base,
+    every_base,
+    random_state,
+    tiny_base,
+    tiny_compressor,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from modeling_testing import CLOSE, EXACT, gradients, pad_rows, random_ids, uninitialised_memory_is_nan
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, normalize
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModel
+
+from auto_compressor import POLICIES, ActivationCompressor, ActivationCompressorConfig, MergingCache, merging_attention
+from auto_compressor.activation_losses import contrastive_loss
+from auto_compressor.cache_policies import EMPTY, importance
+from auto_compressor.modeling_activation_compressor import LEAST_ATTENTION, frozen, unit_rms
+
+
+BUDGET = torch.tensor([12, 11])
+OFF = {"use_residuals": False}
+
+
+def random_compressor(perturbed=True, **fields) -> ActivationCompressor:
+    """For the layers of `random_state`."""
+    config = ActivationCompressorConfig(
+        num_hidden_layers=1, num_key_value_heads=2, head_dim=6, num_sinks=2, recent_window=4, **fields
+    )
+    compressor = ActivationCompressor(config).eval()
+    with torch.no_grad():
+        for parameter in compressor.parameters() if perturbed else ():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+    return compressor
+
+
+def looped_merge(compressor, state, row, head, budget):
+    """The rule of a head, one token at a time: `[(key, value, log_mass, tokens)]`, residuals first."""
+    config, layer = compressor.config, compressor.layers["0"]
+    valid = state.valid[row, head].nonzero()[:, 0].tolist()
+    protected = [t for t in valid if state.protected[row, head, t]]
+    log_attention = importance(state)[row, head].clamp_min(LEAST_ATTENTION).log()
+    keys, values, masses = state.keys[row, head], state.values[row, head], state.log_mass[row, head]
+    weight = {}
+    for t in valid:
+        features = [unit_rms(keys[t]), unit_rms(values[t]), (log_attention[t] - log_attention[valid].mean())[None]]
+        weight[t] = log_attention[t] + torch.cat(features) @ layer.importance_weight[head]
+    num_residual = int((budget - len(protected)) * config.residual_fraction) if config.use_residuals else 0
+    ranked = sorted(set(valid) - set(protected), key=lambda t: -weight[t])
+    pivots = ranked[: budget - num_residual - len(protected)]
+    members = ranked[len(pivots) :]
+    similarity = {t: torch.stack([cosine_similarity(keys[t], keys[p], dim=0) for p in pivots]) for t in members}
+    joined = {t: pivots[int(similarity[t].argmax())] for t in members}
+
+    def merged(pivot, kept_part):
+        group = [t for t in members if joined[t] == pivot]
+        shares = torch.stack([torch.ones(()), *((weight[t] - weight[pivot]).exp() * kept_part[t] for t in group)])
+        value = (shares[:, None] * values[[pivot, *group]]).sum(dim=0) / shares.sum()
+        return keys[pivot], value, masses[pivot] + shares.sum().log(), [pivot, *group]
+
+    plain = {pivot: merged(pivot, dict.fromkeys(members, 1.0))[1] for pivot in pivots}
+    log_residual = {t: (values[t] - plain[joined[t]]).norm().log() for t in members}
+    gate = {}
+    for t in members:
+        logit = torch.stack([weight[t], log_residual[t]]) @ layer.gate_weight[head] + layer.gate_bias[head]
+        gate[t] = logit.sigmoid()
+    nearest = torch.stack([similarity[t].max() for t in members])
+    threshold = torch.tensor(config.similarity_threshold)
+    if config.adaptive_threshold:
+        old = layer.threshold * config.threshold_momentum
+        threshold = old + (1 - config.threshold_momentum) * nearest.sort().values[num_residual]
+    scores = [
+        (s < threshold, weight[t] + (s < threshold) * (gate[t].log() + log_residual[t]))
+        for t, s in zip(members, nearest, strict=True)
+    ]
+    order = sorted(range(len(members)), key=lambda i: scores[i], reverse=True)
+    residuals = sorted(members[i] for i in order[:num_residual])
+    slots = [(keys[t], values[t], masses[t] + gate[t].log(), [t]) for t in residuals]
+    rest = {t: 1 - gate[t] if t in residuals else torch.ones(()) for t in members}
+    for t in sorted(protected + pivots):
+        slots.append((keys[t], values[t], masses[t], [t]) if t in protected else merged(t, rest))
+    return slots, residuals
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        OFF,
+        {"residual_fraction": 0.5},
+        {"residual_fraction": 0.5, "adaptive_threshold": False, "similarity_threshold": 0.6},
+        {"residual_fraction": 0.5, "adaptive_threshold": False, "similarity_threshold": -1},
+        {"residual_fraction": 0.5, "threshold_momentum": 0, "similarity_threshold": -0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_merge(fields, seed):
+    compressor = random_compressor(**fields)
+    state = random_state(tokens=24, seed=seed)
+    with torch.no_grad():
+        slots = compressor.merge(state, BUDGET)
+        for row in range(2):
+            for head in range(2):
+                expected, residuals = looped_merge(compressor, state, row, head, int(BUDGET[row]))
+                filled = (slots.log_mass[row, head] > EMPTY / 2).nonzero()[:, 0].tolist()
+                assert len(filled) == len(expected) == BUDGET[row]
+                for index, (key, value, log_mass, tokens) in zip(filled, expected, strict=True):
+                    assert torch.equal(slots.keys[row, head, index], key)
+                    assert_close(slots.values[row, head, index], value, **CLOSE)
+                    assert_close(slots.log_mass[row, head, index], log_mass, **CLOSE)
+                    alone = [t for t in tokens if t not in residuals or len(tokens) == 1]
+                    assert (slots.assignment[row, head, alone] == index).all()
+                kept = {tokens[0] for *_, tokens in expected}
+                assert set(slots.kept[row, head].nonzero()[:, 0].tolist()) == kept
+    assert slots.num_residual == max(0, int(6 * fields.get("residual_fraction", 0.25)) * (fields != OFF))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    tokens=st.integers(8, 30),
+    padding=st.integers(0, 12),
+    budgets=st.tuples(st.integers(7, 32), st.integers(7, 32)),
+    fraction=st.sampled_from([0.0, 0.25, 0.7]),
+    int8=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_no_attention_is_lost(tokens, padding, budgets, fraction, int8, seed):
+    """Without corrections, the observed attention of a slot is that of its tokens, and nothing is dropped."""
+    compressor = random_compressor(False, residual_fraction=fraction, residual_int8=int8)
+    state = random_state(tokens=tokens, padding=(0, min(padding, tokens)), seed=seed)
+    budget = torch.tensor(budgets)
+    slots = compressor.merge(state, budget)
+    filled = slots.log_mass > EMPTY / 2
+    fits = state.valid.sum(dim=-1) <= budget[:, None]
+    assert all(part.isfinite().all() for part in (slots.keys, slots.values, slots.log_mass))
+    assert torch.equal(slots.assignment >= 0, state.valid) and (slots.kept | ~state.protected)[state.valid].all()
+    assert (filled.sum(dim=-1)[fits] == state.valid.sum(dim=-1)[fits]).all()
+    if not int8:
+        assert (filled.sum(dim=-1)[~fits] == budget[:, None].expand(-1, 2)[~fits]).all()
+    attention = importance(state).clamp_min(LEAST_ATTENTION) * state.valid
+    kept = torch.where(slots.kept, slots.assignment, slots.log_mass.shape[-1])
+    own, mass = (
+        torch.zeros(2, 2, slots.log_mass.shape[-1] + 1).scatter(2, kept, part)[..., :-1]
+        for part in (attention, state.log_mass)
+    )
+    drawn = (own * (slots.log_mass - mass).exp()).where(filled, 0)
+    assert_close(drawn.sum(dim=-1), attention.sum(dim=-1), rtol=1e-4, atol=1e-6)
+    assert (drawn.sum(dim=-1) > 0.9)[state.valid[..., -5:].any(dim=-1)].all()
+
+
+@every_base
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_ratio_1_is_the_plain_model(name, attn_implementation):
+    base = tiny_base(name, attn_implementation)
+    compressor = tiny_compressor(base, compression_ratio=1)
+    ids = random_ids(2, 40)
+    mask = torch.ones_like(ids)
+    mask[1, :9] = 0
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    expected = base(ids, attention_mask=mask, position_ids=positions).logits
+    for segment_length in (None, 10):
+        cache = compressor.compress(base, ids[:, :30], mask[:, :30], segment_length=segment_length)
+        found = continue_from(base, compressor, cache, ids, mask)
+        assert_close(found, expected[:, 30:], **CLOSE)
+    cache = compressor.compress(base, ids[:, :30])
+    assert_close(continue_from(base, compressor, cache, ids), base(ids).logits[:, 30:], **CLOSE)
+    assert cache.num_slots == [0, 0]
+
+
+@each_base
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_at_ratio_1(name, beams):
+    base = tiny_base(name)
+    compressor = tiny_compressor(base, compression_ratio=1)
+    rows = [random_ids(1, length, seed=length) for length in (24, 15)]
+    ids, mask = pad_rows(rows, "left")
+    kwargs = {"attention_mask": mask, "num_beams": beams, "do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
+    with compressor.attach(base):
+        cache = compressor.compress(base, ids[:, :-1], mask[:, :-1])
+        cache.batch_repeat_interleave(beams)
+        found = base.generate(ids, past_key_values=cache, **kwargs)
+    assert torch.equal(found, base.generate(ids, **kwargs))
+
+
+@each_base
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_from_a_quarter(name, beams):
+    """Greedy search equals a loop over the model, and rows and beams of a batch those alone."""
+    base = tiny_base(name)
+    compressor = tiny_compressor(base)
+    rows = [random_ids(1, length, seed=length) for length in (48, 41)]
+    ids, mask = pad_rows(rows, "left")
+    kwargs = {"num_beams": beams, "do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+    with compressor.attach(base), torch.no_grad():
+        cache = compressor.compress(base, ids[:, :-1], mask[:, :-1])
+        cache.batch_repeat_interleave(beams)
+        found = base.generate(ids, attention_mask=mask, past_key_values=cache, **kwargs)
+        for index, row in enumerate(rows):
+            cache = compressor.compress(base, row[:, :-1])
+            cache.batch_repeat_interleave(beams)
+            alone = base.generate(row, past_key_values=cache, **kwargs)
+            assert torch.equal(alone[0, -6:], found[index, -6:])
+            if beams == 1:
+                cache, token, tokens = compressor.compress(base, row[:, :-1]), row[:, -1:], []
+                for _ in range(6):
+                    token = base(token, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
+                    tokens.append(int(token))
+                assert tokens == alone[0, -6:].tolist()
+
+
+@each_base
+@pytest.mark.parametrize("segment_length", [None, 12])
+def test_causality_and_rows(name, segment_length):
+    """Bit for bit: later tokens change nothing before them, and other rows nothing at all."""
+    base = tiny_base(name)
+    compressor = tiny_compressor(base)
+    ids, other = random_ids(2, 60), random_ids(2, 60, seed=1)
+
+    def logits(ids):
+        return continue_from(
+            base, compressor, compressor.compress(base, ids[:, :48], segment_length=segment_length), ids
+        )
+
+    expected = logits(ids)
+    changed = torch.cat([ids[:, :54], other[:, 54:]], dim=1)
+    assert torch.equal(logits(changed)[:, :6], expected[:, :6])
+    assert not torch.equal(logits(changed)[:, 6:], expected[:, 6:])
+    row = torch.stack([ids[0], other[1]])
+    assert torch.equal(logits(row)[0], expected[0])
+    assert not torch.equal(logits(row)[1], expected[1])
+
+
+@each_base
+@pytest.mark.parametrize("fields", [{}, {"residual_int8": True}, {"num_slots": 11}], ids=str)
+@pytest.mark.parametrize("segment_length", [None, 12])
+def test_padding_does_not_matter(name, fields, segment_length):
+    base = tiny_base(name)
+    compressor = tiny_compressor(base, **fields)
+    # As many segments, which end at the same tokens.
+    rows = [random_ids(1, 48, seed=0), random_ids(1, 36, seed=1)]
+    ids, mask = pad_rows(rows, "left")
+    new = random_ids(2, 6, seed=2)
+    cache = compressor.compress(base, ids, mask, segment_length=segment_length)
+    wide = torch.cat([mask, torch.ones_like(new)], dim=1)
+    found = continue_from(base, compressor, cache, torch.cat([ids, new], dim=1), wide)
+    for index, row in enumerate(rows):
+        cache = compressor.compress(base, row, segment_length=segment_length)
+        alone = continue_from(base, compressor, cache, torch.cat([row, new[index : index + 1]], dim=1))
+        assert_close(found[index : index + 1], alone, **CLOSE)
+
+
+@each_base
+@pytest.mark.parametrize("fields", [{}, {"residual_int8": True}], ids=str)
+def test_eager_equals_sdpa(name, fields):
+    ids, results = random_ids(2, 60), []
+    for attn_implementation in ("eager", "sdpa"):
+        base = tiny_base(name, attn_implementation)
+        compressor = tiny_compressor(base, **fields)
+        cache = compressor.compress(base, ids[:, :48], segment_length=24)
+        logits = continue_from(base, compressor, cache, ids)
+        compressor.train()
+        results.append((logits, gradients(compressor, compressor(base, ids, 48, segment_length=24).loss)))
+    assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_compression_changes_the_outputs():
+    """Else all of these tests would be empty."""
+    base = tiny_base("llama")
+    ids = random_ids(2, 60)
+    exact = base(ids).logits[:, 48:]
+    for ratio in (2, 4):
+        compressor = tiny_compressor(base, compression_ratio=ratio)
+        found = continue_from(base, compressor, compressor.compress(base, ids[:, :48]), ids)
+        assert (found - exact).abs().max() > 0.05
+
+
+@each_base
+@pytest.mark.parametrize("ratio", [2, 3.5, 8])
+@pytest.mark.parametrize("fields", [{}, {"residual_int8": True}, OFF], ids=str)
+@pytest.mark.parametrize("policy", [None, "snapkv"])
+def test_bytes_held(name, ratio, fields, policy):
+    base = tiny_base(name)
+    compressor = tiny_compressor(base, compression_ratio=ratio, **fields)
+    cache = compressor.compress(base, random_ids(2, 96), policy=policy and POLICIES[policy])
+    full = MergingCache(base.config)
+    base(random_ids(2, 96), past_key_values=full)
+    assert full.num_bytes / cache.num_bytes >= ratio
+    # Not by more than the rounding to slots, and to those in int8.
+    slot = 2 * 2 * sum(layer.keys.shape[1] * (2 * layer.keys.shape[-1] + 1) * 4 for layer in full.layers) / 2
+    assert cache.num_bytes + slot * (1 + ("residual_int8" in fields)) > full.num_bytes / ratio
+
+
+@pytest.mark.parametrize("num_slots", [None, 9])
+def test_streaming_is_bounded(num_slots, monkeypatch):
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base, num_slots=num_slots, compression_ratio=4)
+    held = []
+    compress_cache = compressor._compress_cache
+
+    def recorded(cache, *args):
+        before = [layer.keys.shape[2] for layer in cache.layers]
+        compressed = compress_cache(cache, *args)
+        held.append((max(before), max(layer.keys.shape[2] for layer in cache.layers)))
+        return compressed
+
+    monkeypatch.setattr(compressor, "_compress_cache", recorded)
+    cache = compressor.compress(base, random_ids(2, 96), segment_length=16)
+    slots = 9 if num_slots else int(96 / 4 / (1 + 1 / 16))
+    assert len(held) == 6 and max(before for before, _ in held) <= slots + 16
+    assert all(after == min(slots, 16 * (index + 1)) for index, (_, after) in enumerate(held))
+    assert cache.get_seq_length() == 96 and cache.num_slots == [slots, slots]
+
+
+@each_base
+def test_a_text_in_two_calls(name):
+    """What is read on goes by the same rule as what is read at once, with padding."""
+    base = tiny_base(name)
+    compressor = tiny_compressor(base, num_slots=12)
+    ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 40, seed=1)], "left")
+    once = compressor.compress(base, ids[:, :48], mask[:, :48], segment_length=24)
+    twice = compressor.compress(base, ids[:, :24], mask[:, :24])
+    again = compressor.compress(base, ids[:, 24:48], mask[:, :48], past_key_values=twice)
+    assert again is twice
+    expected = continue_from(base, compressor, once, ids, mask)
+    assert_close(continue_from(base, compressor, twice, ids, mask), expected, **EXACT)
+
+
+def test_short_texts_are_kept_whole():
+    """A fixed number of slots that all tokens fit into changes nothing."""
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base, num_slots=20)
+    ids = random_ids(2, 26)
+    cache = compressor.compress(base, ids[:, :20])
+    assert cache.num_slots == [0, 0]
+    assert torch.equal(
+        continue_from(base, compressor, cache, ids), continue_from(base, compressor, cache_of(base, ids[:, :20]), ids)
+    )
+
+
+def cache_of(base, ids):
+    cache = MergingCache(base.config)
+    with torch.no_grad():
+        base(ids, past_key_values=cache)
+    return cache
+
+
+@each_base
+def test_layers_and_budgets(name):
+    base = tiny_base(name)
+    ids = random_ids(2, 96)
+    full = cache_of(base, ids)
+    cache = tiny_compressor(base, compression_layers=[1]).compress(base, ids)
+    assert cache.num_slots[0] == 96 and cache.num_slots[1] < 96 / 4
+    assert torch.equal(cache.layers[0].keys, full.layers[0].keys)
+    assert torch.equal(cache.layers[0].values, full.layers[0].values)
+    assert (cache.layers[0].log_mass == 0).all()
+    # Only what compression changes is different: the first layer attends to all tokens.
+    none = tiny_compressor(base, compression_layers=[0], compression_ratio=1).compress(base, ids)
+    assert none.num_slots == [0, 0]
+    even = tiny_compressor(base).compress(base, ids).num_slots
+    shares = tiny_compressor(base, layer_budgets=[3, 1]).compress(base, ids).num_slots
+    assert shares == [int(even[0] * 1.5), int(even[0] * 0.5)]
+
+
+def test_uncompressed_layers_see_everything():
+    base = tiny_base("llama")
+    ids = random_ids(2, 60)
+    compressor = tiny_compressor(base, compression_layers=[1])
+    with torch.no_grad():
+        expected = base(ids, output_hidden_states=True).hidden_states[1][:, 48:]
+        with compressor.attach(base):
+            cache = compressor.compress(base, ids[:, :48])
+            outputs = base(ids[:, 48:], past_key_values=cache, output_hidden_states=True)
+    assert_close(outputs.hidden_states[1], expected, **CLOSE)
+    assert (
+        outputs.hidden_states[2] - base(ids, output_hidden_states=True).hidden_states[2][:, 48:]
+    ).abs().max() > 0.01
+
+
+def logits_with(base, ids, seed=0, **fields):
+    compressor = tiny_compressor(base, **fields)
+    return continue_from(base, compressor, compressor.compress(base, ids[:, :48]), ids)
+
+
+@each_base
+def test_flags(name):
+    """A flag switched off takes its effect away exactly; switched on, it has one."""
+    base = tiny_base(name)
+    ids = random_ids(2, 60)
+    off = logits_with(base, ids, **OFF)
+    assert torch.equal(logits_with(base, ids, **OFF, residual_fraction=0.5, residual_int8=True), off)
+    assert torch.equal(logits_with(base, ids, **OFF, similarity_threshold=0.1, adaptive_threshold=False), off)
+    assert torch.equal(logits_with(base, ids, residual_fraction=0), off)
+    on = logits_with(base, ids, residual_fraction=0.5)
+    assert not torch.equal(on, off)
+    fixed = {"residual_fraction": 0.5, "adaptive_threshold": False}
+    assert torch.equal(logits_with(base, ids, **fixed, threshold_momentum=0), logits_with(base, ids, **fixed))
+    thresholds = [logits_with(base, ids, **fixed, similarity_threshold=value) for value in (-1, 0.85, 1)]
+    assert not torch.equal(thresholds[0], thresholds[2])
+    assert not torch.equal(logits_with(base, ids, residual_fraction=0.5, threshold_momentum=0), thresholds[0])
+    assert not torch.equal(logits_with(base, ids, residual_fraction=0.5, residual_int8=True), on)
+    assert not torch.equal(logits_with(base, ids, observation_window=20), logits_with(base, ids))
+
+
+def test_a_new_compressor_has_no_corrections():
+    base = tiny_base("llama")
+    state_dict = ActivationCompressor.from_base(base).state_dict()
+    assert len(state_dict) == 8
+    for name, tensor in state_dict.items():
+        expected = {"gate_bias": 4.0, "threshold": 0.85}.get(name.split(".")[-1], 0.0)
+        assert torch.equal(tensor, torch.full_like(tensor, expected))
+
+
+def test_losses():
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base, contrastive_weight=0.5, distillation_weight=2.0)
+    ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 50, seed=1)], "left")
+    outputs = compressor(base, ids, 48, attention_mask=mask)
+    cache = compressor.compress(base, ids[:, :48], mask[:, :48])
+    logits = continue_from(base, compressor, cache, ids, mask)
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    full = base(ids, attention_mask=mask, position_ids=positions).logits[:, 48:]
+    assert_close(outputs.lm_loss, cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 49:].flatten()))
+    divergence = kl_div(logits.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    assert_close(outputs.distillation_loss, divergence.mean(), **CLOSE)
+    total = outputs.lm_loss + 2 * outputs.distillation_loss + 0.5 * outputs.contrastive_loss
+    assert_close(outputs.loss, total)
+    labels = ids.clone()
+    labels[:, 48:54] = -100
+    partial = compressor(base, ids, 48, attention_mask=mask, labels=labels)
+    assert_close(partial.lm_loss, cross_entropy(logits[:, 5:-1].flatten(0, 1), ids[:, 54:].flatten()))
+    assert_close(partial.distillation_loss, divergence[:, 6:].mean(), **CLOSE)
+
+
+def test_weights_of_the_losses():
+    base = tiny_base("llama")
+    ids = random_ids(2, 60)
+    outputs = tiny_compressor(base, contrastive_weight=0, distillation_weight=0)(base, ids, 48)
+    assert outputs.contrastive_loss is None and outputs.distillation_loss is None
+    assert torch.equal(outputs.loss, outputs.lm_loss)
+    plain = tiny_compressor(base, compression_ratio=1)(base, ids, 48)
+    assert plain.distillation_loss < 1e-6 and plain.contrastive_loss is None
+    cold, warm = (tiny_compressor(base, contrastive_temperature=t)(base, ids, 48) for t in (0.1, 1.0))
+    assert not torch.equal(cold.contrastive_loss, warm.contrastive_loss)
+
+
+def test_contrastive_loss():
+    members, slots = torch.randn(2, 2, 5, 4), torch.randn(2, 2, 3, 4)
+    assignment = torch.tensor([0, -1, 1, 0, -1]).expand(2, 2, 5).clone()
+    filled = torch.tensor([[True, True, True], [True, True, False]])[:, None].expand(2, 2, 3)
+    losses = []
+    for row in range(2):
+        for head in range(2):
+            for token in (0, 2, 3):
+                similarities = normalize(slots[row, head], dim=-1) @ normalize(members[row, head, token], dim=-1)
+                logits = (similarities / 0.2)[: 3 - row]
+                losses.append(-logits.log_softmax(dim=0)[assignment[row, head, token]])
+    assert_close(contrastive_loss(members, slots, assignment, filled, 0.2), torch.stack(losses).mean())
+    assert contrastive_loss(members, slots, assignment.fill_(-1), filled, 0.2) == 0
+
+
+@each_base
+@pytest.mark.parametrize("segment_length", [None, 16])
+@pytest.mark.parametrize("fields", [{}, {"residual_int8": True}], ids=str)
+def test_every_parameter_gets_a_gradient(name, segment_length, fields):
+    base = tiny_base(name)
+    compressor = tiny_compressor(base, contrastive_weight=0, residual_fraction=0.5, **fields).train()
+    # A gate wide open has no gradient to speak of.
+    for layer in compressor.layers.values():
+        layer.gate_bias.data.fill_(0.5)
+    loss = compressor(base, random_ids(2, 60), 48, segment_length=segment_length).loss
+    found = gradients(compressor, loss)
+    assert len(found) == 6
+    for parameter, gradient in found.items():
+        assert gradient.isfinite().all() and gradient.abs().max() > 1e-6, parameter
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in base.parameters())
+
+
+def test_gradients_are_those_of_the_loss():
+    """By finite differences, along random directions, where no choice of tokens changes."""
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base, residual_fraction=0.5)
+    ids = random_ids(2, 60)
+    loss = compressor(base, ids, 48).loss
+    for name, gradient in gradients(compressor, loss).items():
+        parameter = compressor.get_parameter(name)
+        if "gate" not in name:
+            continue
+        direction = torch.randn_like(parameter)
+        values = []
+        for step in (1e-2, -1e-2):
+            with torch.no_grad():
+                parameter.add_(step * direction)
+                values.append(compressor(base, ids, 48).loss)
+                parameter.sub_(step * direction)
+        assert_close((values[0] - values[1]) / 2e-2, (gradient * direction).sum(), rtol=0.1, atol=1e-4)
+
+
+def test_freeze_base():
+    base = tiny_base("llama")
+    ids = random_ids(2, 60)
+    base.lm_head.weight.requires_grad_(False)
+    tiny_compressor(base).train()(base, ids, 48).loss.backward()
+    assert all(parameter.grad is None for parameter in base.parameters())
+    assert [name for name, parameter in base.named_parameters() if not parameter.requires_grad] == ["lm_head.weight"]
+    compressor = tiny_compressor(base, freeze_base=False).train()
+    compressor(base, ids, 48).loss.backward()
+    for name, parameter in base.named_parameters():
+        assert name == "lm_head.weight" or parameter.grad.abs().max() > 0, name
+    # Its weights may change in training, and only there.
+    base.model.norm.weight.data[0] += 1
+    compressor(base, ids, 48)
+    with pytest.raises(ValueError, match="with other weights"):
+        compressor.eval()(base, ids, 48)
+    compressor.identify(base)
+    compressor(base, ids, 48)
+
+
+def test_frozen_restores_after_an_error():
+    base = tiny_base("llama")
+    base.lm_head.weight.requires_grad_(False)
+    with pytest.raises(RuntimeError), frozen(base):
+        assert not any(parameter.requires_grad for parameter in base.parameters())
+        raise RuntimeError
+    assert sum(not parameter.requires_grad for parameter in base.parameters()) == 1
+
+
+def test_training_lowers_the_loss():
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base, perturbed=False, residual_fraction=0.5).train()
+    ids = random_ids(4, 60)
+    optimizer = torch.optim.Adam(compressor.parameters(), lr=0.02)
+    losses = []
+    for _ in range(15):
+        losses.append(compressor(base, ids, 48).distillation_loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert min(losses[-3:]) < 0.9 * losses[0]
+
+
+def test_adaptive_threshold():
+    """It moves in training towards the similarity at which residuals are just enough, and only there."""
+    base = tiny_base("llama")
+    ids = random_ids(2, 60)
+    for training, adaptive, moves in ((True, True, True), (False, True, False), (True, False, False)):
+        compressor = tiny_compressor(base, residual_fraction=0.5, adaptive_threshold=adaptive).train(training)
+        compressor(base, ids, 48)
+        assert (compressor.layers["0"].threshold != 0.85) == moves
+    compressor = random_compressor(residual_fraction=0.5, threshold_momentum=0).train()
+    state = random_state(tokens=24, padding=(0, 0))
+    members = torch.ones(2, 2, 24, dtype=torch.bool)
+    similarity = torch.rand(2, 2, 24)
+    layer = compressor.layers["0"]
+    threshold = compressor._threshold(layer, similarity, members, torch.tensor([3, 5]))
+    assert ((similarity < threshold).sum(dim=-1) == torch.tensor([3, 5])[:, None]).all()
+    assert_close(layer.threshold, threshold.mean())
+    compressor.config.threshold_momentum = 0.75
+    before = layer.threshold.clone()
+    again = compressor._threshold(layer, similarity, members, torch.tensor([3, 5]))
+    assert_close(again, 0.75 * before + 0.25 * threshold)
+    assert state.keys.shape[2] == 24
+
+
+def test_save_and_load(tmp_path):
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base, compression_ratio=3, compression_layers=[1])
+    compressor.layers["1"].threshold.fill_(0.7)
+    compressor.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_size < 5000
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["model_type"] == "activation_compressor" and written["base_model_type"] == "llama"
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is ActivationCompressor and not loaded.training
+    assert type(AutoConfig.from_pretrained(tmp_path)) is ActivationCompressorConfig
+    assert_close(dict(loaded.state_dict()), dict(compressor.state_dict()), **EXACT)
+    ids = random_ids(2, 60)
+    expected, found = (continue_from(base, c, c.compress(base, ids[:, :48]), ids) for c in (compressor, loaded))
+    assert torch.equal(found, expected)
+
+
+def test_each_missing_key_is_initialised(tmp_path):
+    tiny_compressor(tiny_base("llama")).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert len(weights) == 8
+    for missing in weights:
+        given = {name: tensor for name, tensor in weights.items() if name != missing}
+        save_file(given, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with uninitialised_memory_is_nan():
+            state_dict = ActivationCompressor.from_pretrained(tmp_path).state_dict()
+        for name, tensor in state_dict.items():
+            assert tensor.isfinite().all() and (name == missing or torch.equal(tensor, given[name])), name
+
+
+@each_base
+def test_another_base_is_refused(name, tmp_path):
+    base = tiny_base(name)
+    tiny_compressor(base).save_pretrained(tmp_path)
+    compressor = ActivationCompressor.from_pretrained(tmp_path)
+    other_type = tiny_base("opt" if name != "opt" else "gpt2")
+    for other in (tiny_base(name, seed=1), other_type):
+        for call in (
+            lambda other=other: compressor.compress(other, random_ids(1, 60)),
+            lambda other=other: compressor(other, random_ids(1, 60), 48),
+            lambda other=other: compressor.attach(other).__enter__(),
+        ):
+            with pytest.raises(ValueError, match="belongs to .* with other weights"):
+                call()
+        assert other.config._attn_implementation == "sdpa"
+
+
+def test_nothing_stays_behind_after_an_error():
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base)
+    before = dict(base.model.layers[0].self_attn.__dict__)
+
+    def failing(state, budget):
+        raise RuntimeError("policy")
+
+    with pytest.raises(RuntimeError, match="policy"):
+        compressor.compress(base, random_ids(1, 60), policy=failing)
+    assert base.config._attn_implementation == "sdpa"
+    assert not any(module._forward_pre_hooks for module in base.modules())
+    assert base.model.layers[0].self_attn.__dict__.keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_in_the_same_interface(name):
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base)
+    ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 50, seed=1)], "left")
+    cache = compressor.compress(base, ids[:, :48], mask[:, :48], segment_length=16, policy=POLICIES[name])
+    assert cache.num_slots == [int(48 / 4 / (1 + 1 / 16))] * 2
+    logits = continue_from(base, compressor, cache, ids, mask)
+    assert logits.isfinite().all()
+    with merging_attention(base):
+        base.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=2, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"compression_ratio": 0.5}, "`compression_ratio` must be 1 or more"),
+        ({"compression_ratio": math.inf}, "`compression_ratio` must be 1 or more, and finite"),
+        ({"num_slots": 6}, "`num_slots` must be more than `num_sinks` . `recent_window` = 6, got 6"),
+        ({"num_sinks": -1}, "`num_sinks` must be 0 or more"),
+        ({"recent_window": -1}, "`recent_window` must be 0 or more"),
+        ({"observation_window": 0}, "`observation_window` must be 1 or more"),
+        ({"compression_layers": [2]}, "`compression_layers` must name different layers from 0 to 1"),
+        ({"compression_layers": [0, 0]}, "`compression_layers`"),
+        ({"compression_layers": []}, "`compression_layers`"),
+        ({"layer_budgets": [1]}, "`layer_budgets` must give a positive number for each of the 2"),
+        ({"layer_budgets": [1, 0]}, "`layer_budgets`"),
+        ({"residual_fraction": 1}, "`residual_fraction` must be at least 0 and below 1"),
+        ({"threshold_momentum": 1.5}, "`threshold_momentum`"),
+        ({"similarity_threshold": 1.5}, "`similarity_threshold` must be in"),
+        ({"contrastive_weight": -1}, "`contrastive_weight` must be 0 or more"),
+        ({"distillation_weight": -1}, "`distillation_weight` must be 0 or more"),
+        ({"contrastive_temperature": 0}, "`contrastive_temperature` must be above 0"),
+    ],
+    ids=str,
+)
+def test_bad_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_compressor(tiny_base("llama"), **fields)
+
+
+def test_bad_calls():
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base)
+    ids = random_ids(2, 60)
+    with pytest.raises(ValueError, match="`compression_ratio` 4.0 leaves 4 slots of 20 tokens; .* = 6 must be fewer"):
+        compressor.compress(base, ids[:, :20])
+    with pytest.raises(ValueError, match="leaves 2 slots"):
+        tiny_compressor(base, layer_budgets=[1, 9]).compress(base, ids)
+    with pytest.raises(ValueError, match="`segment_length` must be 1 or more, got 0"):
+        compressor.compress(base, ids, segment_length=0)
+    with pytest.raises(ValueError, match="`attention_mask` must cover the text, seen and new: .2, 60., got .2, 50."):
+        compressor.compress(base, ids, torch.ones(2, 50))
+    right = torch.ones_like(ids)
+    right[0, -1] = 0
+    with pytest.raises(ValueError, match="padding on the left"):
+        compressor.compress(base, ids, right)
+    for context_length in (0, 59):
+        with pytest.raises(ValueError, match="`context_length` must be above 0"):
+            compressor(base, ids, context_length)
+    base.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="`gradient_checkpointing` drops the cache"):
+        compressor(base.train(), ids, 48)
+    flash = tiny_base("llama")
+    flash.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="'eager' or 'sdpa' can add, got 'flash_attention_2'"):
+        ActivationCompressor.from_base(flash)
+    with pytest.raises(ValueError, match="'eager' or 'sdpa'"):
+        compressor.compress(flash, ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype):
+    base = tiny_base("llama").to(dtype)
+    compressor = tiny_compressor(base, residual_int8=True)
+    ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 50, seed=1)], "left")
+    cache = compressor.compress(base, ids[:, :48], mask[:, :48], segment_length=24)
+    assert {cache.layers[0].keys.dtype, cache.layers[0].log_mass.dtype} == {dtype}
+    half = continue_from(base, compressor, cache, ids, mask)
+    assert half.isfinite().all() and half.dtype == dtype
+    loss = compressor.train()(base, ids, 48, attention_mask=mask).loss
+    assert all(gradient.isfinite().all() for gradient in gradients(compressor, loss).values())
