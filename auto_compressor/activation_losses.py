@@ -17,6 +17,20 @@ def divergence_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, counted:
     return (divergence * counted).sum() / counted.sum().clamp_min(1)
 
 
+def importance_loss(log_importance: torch.Tensor, attention: torch.Tensor, valid: torch.BoolTensor) -> torch.Tensor:
+    """
+    Mean KL(attention || importance) over rows and heads, in nats, both as shares of the tokens.
+
+    Args:
+        log_importance (`torch.Tensor` of shape `(batch_size, num_heads, tokens)`): What is learned.
+        attention (`torch.Tensor` of shape `(batch_size, num_heads, tokens)`): What later queries pay, 0 for padding.
+        valid (`torch.BoolTensor` of shape `(batch_size, num_heads, tokens)`): Tokens that are no padding.
+    """
+    target = attention / attention.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(attention.dtype).tiny)
+    log_probs = log_importance.masked_fill(~valid, -torch.inf).log_softmax(dim=-1).masked_fill(~valid, 0)
+    return F.kl_div(log_probs, target, reduction="none").sum(dim=-1).mean()
+
+
 def contrastive_loss(
     members: torch.Tensor,
     slots: torch.Tensor,
@@ -45,4 +59,4 @@ def contrastive_loss(
     return -log_probs[..., 0].where(counted, 0).sum() / counted.sum().clamp_min(1)
 
 
-__all__ = ["contrastive_loss", "divergence_loss"]
+__all__ = ["contrastive_loss", "divergence_loss", "importance_loss"]

@@ -36,12 +36,15 @@ class ActivationCompressorConfig(PreTrainedConfig):
         threshold_momentum (`float`, defaults to 0.9): What the threshold keeps of its old value at every step.
         freeze_base (`bool`, defaults to `True`): Whether training leaves the base model as it is.
         distillation_weight (`float`, defaults to 1.0): Weight of KL(full cache || compressed cache) in the loss.
+        importance_weight (`float`, defaults to 1.0):
+            Weight of KL(attention || importance), the attention being that of the continuation to the full cache.
         contrastive_weight (`float`, defaults to 0.1): Weight of the contrastive loss of tokens against slots.
         contrastive_temperature (`float`, defaults to 0.1): Its temperature.
     """
 
     model_type = "activation_compressor"
-    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "distillation_loss", "contrastive_loss"]
+    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "distillation_loss"]
+    keys_to_ignore_at_inference += ["importance_loss", "contrastive_loss"]
 
     base_model_type: str | None = None
     base_name_or_path: str | None = None
@@ -64,6 +67,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
     threshold_momentum: float | int = 0.9
     freeze_base: bool = True
     distillation_weight: float | int = 1.0
+    importance_weight: float | int = 1.0
     contrastive_weight: float | int = 0.1
     contrastive_temperature: float | int = 0.1
 
@@ -82,7 +86,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         lowest = {"num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 1, "compression_ratio": 1}
         lowest |= {"num_sinks": 0, "recent_window": 0, "observation_window": 1, "distillation_weight": 0}
-        lowest |= {"contrastive_weight": 0}
+        lowest |= {"importance_weight": 0, "contrastive_weight": 0}
         for name, value in lowest.items():
             if not value <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be {value} or more, and finite, got {getattr(self, name)}.")

@@ -17,7 +17,7 @@ from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .activation_losses import contrastive_loss, divergence_loss
+from .activation_losses import contrastive_loss, divergence_loss, importance_loss
 from .cache_policies import (
     EMPTY,
     LayerState,
@@ -57,6 +57,8 @@ class ActivationCompressorOutput(ModelOutput):
         lm_loss (`torch.FloatTensor` of shape `(1,)`): Mean cross-entropy of the continuation, in nats.
         distillation_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Mean KL(full cache || compressed cache) of the continuation, in nats.
+        importance_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Mean KL(attention of the continuation || learned importance) over the compressed layers, in nats.
         contrastive_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Mean over the compressed layers, in nats.
         past_key_values (`MergingCache`): The compressed context and the continuation.
     """
@@ -64,6 +66,7 @@ class ActivationCompressorOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     lm_loss: torch.FloatTensor | None = None
     distillation_loss: torch.FloatTensor | None = None
+    importance_loss: torch.FloatTensor | None = None
     contrastive_loss: torch.FloatTensor | None = None
     past_key_values: Cache | None = None
 
@@ -180,7 +183,6 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         Raises:
             ValueError: for another base than that of this compressor, or attention that cannot weigh slots.
         """
-        check_base(base_model.config)
         self.check_identity(base_model)
         with merging_attention(base_model):
             yield base_model
@@ -250,6 +252,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         check_layer_checkpointing(base_model)
         mask = left_padding_mask(attention_mask, input_ids, 0)
         labels = input_ids.masked_fill(mask == 0, -100) if labels is None else labels
+        counted, targets = labels[:, context_length:] != -100, shift_labels_left(labels[:, context_length:])
         cache, contrastive = MergingCache(base_model.config), []
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(mask)}
         with frozen(base_model) if self.config.freeze_base else nullcontext(), self.attach(base_model):
@@ -257,31 +260,54 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             for compressed in self._read(base_model, cache, *context, segment_length, self.merge):
                 contrastive += [self._contrastive_loss(*pair) for pair in compressed]
             continuation = {name: text[name][:, context_length:] for name in ("input_ids", "position_ids")}
-            outputs = base_model(**continuation, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
-            losses = self._losses(base_model, outputs.logits, text, labels[:, context_length:], contrastive)
-        return ActivationCompressorOutput(**losses, past_key_values=cache)
+            continuation |= {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
+            logits = base_model(**continuation).logits
+            losses = {"lm_loss": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
+            losses |= self._losses_to_full_cache(base_model, text, mask, logits, counted)
+        if self.config.contrastive_weight > 0 and contrastive:
+            losses["contrastive_loss"] = torch.stack(contrastive).mean()
+        weights = {name: getattr(self.config, f"{name.removesuffix('_loss')}_weight", 1) for name in losses}
+        loss = sum(weights[name] * losses[name] for name in losses)
+        return ActivationCompressorOutput(loss=loss, **losses, past_key_values=cache)
 
-    def _losses(
+    def _losses_to_full_cache(
         self,
         base_model: PreTrainedModel,
-        logits: torch.Tensor,
         text: dict[str, torch.Tensor],
-        labels: torch.LongTensor,
-        contrastive: list[torch.Tensor],
+        mask: torch.LongTensor,
+        logits: torch.Tensor,
+        counted: torch.BoolTensor,
     ) -> dict[str, torch.Tensor]:
-        """The losses of the continuation, which has these logits and labels; those of weight 0 are left out."""
-        config, targets = self.config, shift_labels_left(labels)
-        losses = {"lm_loss": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
-        loss = losses["lm_loss"]
+        """What the full cache says about the logits of the continuation, and about the importance of its context."""
+        config, length = self.config, logits.shape[1]
+        if config.distillation_weight == 0 and config.importance_weight == 0:
+            return {}
+        cache = MergingCache(base_model.config)
+        # The last queries of the context, and all of the continuation.
+        cache.observe(config.observation_window + length)
+        with torch.no_grad():
+            full = base_model(**text, past_key_values=cache, use_cache=True, logits_to_keep=length).logits
+        losses = {}
         if config.distillation_weight > 0:
-            with torch.no_grad():
-                teacher = base_model(**text, use_cache=False, logits_to_keep=logits.shape[1]).logits
-            losses["distillation_loss"] = divergence_loss(logits, teacher, labels != -100)
-            loss = loss + config.distillation_weight * losses["distillation_loss"]
-        if config.contrastive_weight > 0 and contrastive:
-            losses["contrastive_loss"] = torch.stack(contrastive).mean()
-            loss = loss + config.contrastive_weight * losses["contrastive_loss"]
-        return losses | {"loss": loss}
+            losses["distillation_loss"] = divergence_loss(logits, full, counted)
+        if config.importance_weight > 0:
+            losses["importance_loss"] = self._importance_loss(cache, mask, mask.shape[1] - length)
+        return losses
+
+    def _importance_loss(self, cache: MergingCache, mask: torch.LongTensor, context_length: int) -> torch.Tensor:
+        """How far the importance at the end of the context is from the attention of the continuation."""
+        losses, length = [], mask.shape[1] - context_length
+        for index, layer in self.layers.items():
+            state = self._layer_state(cache.layers[int(index)], mask, int(index))
+            before, after = state.queries[:, :, :-length], state.queries[:, :, -length:]
+            attention = importance(replace(state, queries=after))[..., :context_length]
+            context = {
+                name: getattr(state, name)[:, :, :context_length]
+                for name in ("keys", "values", "log_mass", "protected")
+            }
+            context = replace(state, queries=before, **context)
+            losses.append(importance_loss(layer.log_importance(context), attention, context.valid))
+        return torch.stack(losses).mean()
 
     def _contrastive_loss(self, state: LayerState, slots: Slots) -> torch.Tensor:
         assignment = slots.assignment.masked_fill(slots.kept, -1)
