@@ -322,6 +322,23 @@ def test_streaming_is_bounded(num_slots, monkeypatch):
 
 
 @each_base
+@pytest.mark.parametrize("residual_int8", [False, True])
+def test_sinks_and_window_stay_as_they_are(name, residual_int8):
+    """Through many compressions; the first layer's keys depend on nothing but their tokens."""
+    base = tiny_base(name)
+    compressor = tiny_compressor(base, num_slots=16, residual_fraction=0.6, residual_int8=residual_int8)
+    ids = random_ids(2, 96)
+    full = cache_of(base, ids).layers[0]
+    layer = compressor.compress(base, ids, segment_length=12).layers[0]
+    keys, values = layer.states()
+    assert layer.num_residual > 4
+    for slots, tokens in ((slice(layer.num_residual, layer.num_residual + 2), slice(2)), (slice(-4, None),) * 2):
+        assert_close(keys[:, :, slots], full.keys[:, :, tokens], **CLOSE)
+        assert_close(values[:, :, slots], full.values[:, :, tokens], **CLOSE)
+        assert (layer.log_mass[:, :, slots] == 0).all()
+
+
+@each_base
 def test_a_text_in_two_calls(name):
     """What is read on goes by the same rule as what is read at once, with padding."""
     base = tiny_base(name)
