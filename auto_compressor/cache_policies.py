@@ -4,7 +4,7 @@ A policy takes a [`LayerState`] and the slots that each row may hold, and return
 rows and heads do not see each other. `POLICIES` names those without parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
@@ -55,7 +55,7 @@ class Slots:
         assignment (`torch.LongTensor` of shape `(batch_size, num_kv_heads, tokens)`):
             The slot that each token is in; -1 for tokens that were dropped, and for padding.
         kept (`torch.BoolTensor` of shape `(batch_size, num_kv_heads, tokens)`): Tokens whose key a slot has.
-        num_residual (`int`): Slots of gated residuals, which stand first.
+        residuals (`slice`): The slots of gated residuals, which are not in order of position.
     """
 
     keys: torch.Tensor
@@ -63,7 +63,7 @@ class Slots:
     log_mass: torch.Tensor
     assignment: torch.LongTensor
     kept: torch.BoolTensor
-    num_residual: int = 0
+    residuals: slice = field(default_factory=lambda: slice(0, 0))
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def gather(tensor: torch.Tensor, indices: torch.LongTensor) -> torch.Tensor:
     return tensor.gather(2, indices)
 
 
-def protected_tokens(
-    valid: torch.BoolTensor, num_sinks: int, recent_window: int, num_residual: int = 0
-) -> torch.BoolTensor:
+def protected_tokens(valid: torch.BoolTensor, num_sinks: int, recent_window: int) -> torch.BoolTensor:
     """
     The attention sinks and the recent window: the first and the last tokens of every row (Xiao et al., "Efficient
     Streaming Language Models with Attention Sinks", ICLR 2024).
@@ -111,12 +109,10 @@ def protected_tokens(
     Args:
         valid (`torch.BoolTensor` of shape `(batch_size, num_kv_heads, tokens)`): False for padding.
         num_sinks, recent_window (`int`): Tokens of each.
-        num_residual (`int`): Slots at the beginning that are not in order of position.
     """
-    ordered = torch.cat([torch.zeros_like(valid[..., :num_residual]), valid[..., num_residual:]], dim=-1)
-    from_start = ordered.cumsum(dim=-1)
-    from_end = ordered.flip(-1).cumsum(dim=-1).flip(-1)
-    return ordered & ((from_start <= num_sinks) | (from_end <= recent_window))
+    from_start = valid.cumsum(dim=-1)
+    from_end = valid.flip(-1).cumsum(dim=-1).flip(-1)
+    return valid & ((from_start <= num_sinks) | (from_end <= recent_window))
 
 
 def select(state: LayerState, scores: torch.Tensor, budget: torch.LongTensor) -> Selection:

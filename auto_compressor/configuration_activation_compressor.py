@@ -21,7 +21,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
             Slots per layer and head whatever the length of the text, in place of `compression_ratio`.
         num_sinks (`int`, defaults to 4), recent_window (`int`, defaults to 32):
             The first and the last tokens, which always keep a slot of their own.
-        observation_window (`int`, defaults to 32): Last queries whose mean attention is the importance of a token.
+        observation_window (`int`, defaults to 64): Last queries whose mean attention is the importance of a token.
         compression_layers (`list[int]`, *optional*): Layers that are compressed; the others stay full. Default: all.
         layer_budgets (`list[float]`, *optional*):
             Relative slots of each compressed layer. They share what equal budgets (the default) would take.
@@ -56,7 +56,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
     num_slots: int | None = None
     num_sinks: int = 4
     recent_window: int = 32
-    observation_window: int = 32
+    observation_window: int = 64
     compression_layers: list[int] | None = None
     layer_budgets: list[float | int] | None = None
     use_residuals: bool = True

@@ -24,20 +24,20 @@ BASES = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
 
 class MergingLayer(DynamicLayer):
     r"""
-    Keys and values of one layer: `[int8 slots ; slots ; recent tokens]`.
+    Keys and values of one layer: slots, of which some may be in int8, and recent tokens.
 
     Attributes:
         keys, values (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots + recent tokens, head_dim)`):
             Of the slots that are not in int8, and of the recent tokens.
         log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, all slots)`, *optional*):
-            What is added to the scores of all slots, those in int8 first; `None` until the first compression.
+            What is added to the scores of all slots; `None` until the first compression.
         int8_keys, int8_values, int8_scales (`torch.Tensor`, *optional*):
             Slots in int8, `(batch_size, num_kv_heads, int8 slots, head_dim)`, and a scale for each key and value.
         queries (`torch.Tensor` of shape `(batch_size, num_heads, queries, head_dim)`, *optional*):
             The last queries of the last forward pass, scaled; kept if `observation_window` is above 0.
         seen_length (`int`): Tokens that were read, padding too.
         observation_window (`int`): Queries to keep for the next compression.
-        num_residual (`int`): The first slots, which hold gated residuals and are not in order of position.
+        int8_start (`int`): Slots in front of those in int8.
     """
 
     TENSORS = ("keys", "values", "log_mass", "int8_keys", "int8_values", "int8_scales", "queries")
@@ -50,7 +50,7 @@ class MergingLayer(DynamicLayer):
     def reset(self):
         for name in self.TENSORS:
             setattr(self, name, None)
-        self.seen_length, self.num_residual, self.is_initialized = 0, 0, False
+        self.seen_length, self.int8_start, self.is_initialized = 0, 0, False
 
     @property
     def num_slots(self) -> int:
@@ -86,15 +86,14 @@ class MergingLayer(DynamicLayer):
             return self.keys, self.values
         keys = self.int8_keys * self.int8_scales[..., :1]
         values = self.int8_values * self.int8_scales[..., 1:]
-        return torch.cat([keys, self.keys], dim=2), torch.cat([values, self.values], dim=2)
+        return insert(self.keys, keys, self.int8_start), insert(self.values, values, self.int8_start)
 
     def replace(
         self,
         keys: torch.Tensor,
         values: torch.Tensor,
         log_mass: torch.Tensor,
-        num_residual: int = 0,
-        residual_int8: bool = False,
+        int8: slice = slice(0, 0),
     ):
         """
         Puts slots in the place of all that is held.
@@ -102,18 +101,18 @@ class MergingLayer(DynamicLayer):
         Args:
             keys, values (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots, head_dim)`): The slots.
             log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots)`): What is added to their scores.
-            num_residual (`int`, defaults to 0): The first ones, which are not in order of position.
-            residual_int8 (`bool`, defaults to `False`): Whether these are held in int8, with a scale per vector.
+            int8 (`slice`, defaults to none): Slots to be held in int8, with a scale for each key and value.
         """
-        self.log_mass, self.num_residual, self.queries = log_mass, num_residual, None
+        self.log_mass, self.int8_start, self.queries = log_mass, int8.start, None
         self.int8_keys = self.int8_values = self.int8_scales = None
-        if residual_int8 and num_residual > 0:
-            (int8_keys, keys), (int8_values, values) = (
-                (states[:, :, :num_residual], states[:, :, num_residual:].contiguous()) for states in (keys, values)
+        if int8.stop > int8.start:
+            (self.int8_keys, key_scales), (self.int8_values, value_scales) = (
+                quantize(states[:, :, int8]) for states in (keys, values)
             )
-            self.int8_keys, key_scales = quantize(int8_keys)
-            self.int8_values, value_scales = quantize(int8_values)
             self.int8_scales = torch.cat([key_scales, value_scales], dim=-1)
+            keys, values = (
+                torch.cat([states[:, :, : int8.start], states[:, :, int8.stop :]], dim=2) for states in (keys, values)
+            )
         self.keys, self.values = keys, values
 
     def observe(self, query: torch.Tensor, scaling: float):
@@ -203,6 +202,11 @@ class MergingCache(Cache):
                 " `with merging_attention(model):` or `with compressor.attach(model):`."
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def insert(outer: torch.Tensor, inner: torch.Tensor, start: int) -> torch.Tensor:
+    """Puts slots into the midst of others, `(batch_size, num_kv_heads, slots, ...)`."""
+    return torch.cat([outer[:, :, :start], inner, outer[:, :, start:]], dim=2)
 
 
 def quantize(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -321,4 +325,4 @@ for _implementation, _mask in (("eager", eager_mask), ("sdpa", sdpa_mask)):
     AttentionMaskInterface.register(MERGING_ATTENTION[_implementation], _mask)
 
 
-__all__ = ["MergingCache", "MergingLayer", "check_base", "merging_attention"]
+__all__ = ["MergingCache", "MergingLayer", "check_base", "insert", "merging_attention"]

@@ -35,7 +35,7 @@ from .cache_policies import (
 from .configuration_activation_compressor import ActivationCompressorConfig
 from .input_checks import check_layer_checkpointing
 from .losses import mean_over_targets, shift_labels_left, summed_cross_entropy
-from .merging_cache import MergingCache, MergingLayer, check_base, merging_attention
+from .merging_cache import MergingCache, MergingLayer, check_base, insert, merging_attention
 from .segments import equal_segment_lengths
 from .softprompts import model_fingerprint
 
@@ -383,8 +383,8 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
                 compressed.append((state, slots))
             else:
                 slots = evict(state, state.log_mass, mask.sum(dim=1))
-            int8 = self.config.residual_int8
-            layer.replace(slots.keys, slots.values, slots.log_mass, slots.num_residual, int8)
+            int8 = slots.residuals if self.config.residual_int8 else slice(0, 0)
+            layer.replace(slots.keys, slots.values, slots.log_mass, int8)
         return compressed
 
     def _layer_state(self, layer: MergingLayer, mask: torch.Tensor, layer_idx: int) -> LayerState:
@@ -394,7 +394,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         recent = recent.expand(-1, keys.shape[1], -1)
         log_mass = recent if layer.log_mass is None else torch.cat([layer.log_mass, recent], dim=-1)
         config = self.config
-        protected = protected_tokens(is_filled(log_mass), config.num_sinks, config.recent_window, layer.num_residual)
+        protected = protected_tokens(is_filled(log_mass), config.num_sinks, config.recent_window)
         return LayerState(keys, values, log_mass, layer.queries, protected, layer_idx)
 
     def merge(self, state: LayerState, budget: torch.LongTensor) -> Slots:
@@ -423,7 +423,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         residuals = select(rest, scores.detach(), num_residual)
         slots = merged_slots(state, pivots, slot, shares * torch.where(residuals.kept, -log_gate.expm1(), 1))
         own = merged_slots(replace(state, log_mass=state.log_mass + log_gate), residuals)
-        return join_slots(own, slots)
+        return join_slots(own, slots, self.config.num_sinks)
 
     def _residual_budget(
         self, state: LayerState, budget: torch.LongTensor
@@ -491,16 +491,18 @@ def merged_slots(
     return Slots(selection.gather(state.keys), values, log_mass, assignment, selection.kept)
 
 
-def join_slots(residuals: Slots, slots: Slots) -> Slots:
-    """Puts the slots of gated residuals in front of the others."""
-    count = residuals.log_mass.shape[-1]
+def join_slots(residuals: Slots, slots: Slots, num_sinks: int) -> Slots:
+    """Puts the slots of gated residuals behind the sinks: what is first and last in position stays so."""
+    count, start = residuals.log_mass.shape[-1], min(num_sinks, slots.log_mass.shape[-1])
     return Slots(
-        torch.cat([residuals.keys, slots.keys], dim=2),
-        torch.cat([residuals.values, slots.values], dim=2),
-        torch.cat([residuals.log_mass, slots.log_mass], dim=2),
-        torch.where(residuals.kept, residuals.assignment, (slots.assignment + count).where(slots.assignment >= 0, -1)),
+        insert(slots.keys, residuals.keys, start),
+        insert(slots.values, residuals.values, start),
+        insert(slots.log_mass, residuals.log_mass, start),
+        torch.where(
+            residuals.kept, residuals.assignment + start, slots.assignment + count * (slots.assignment >= start)
+        ),
         residuals.kept | slots.kept,
-        num_residual=count,
+        slice(start, start + count),
     )
 
 

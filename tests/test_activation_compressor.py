@@ -44,7 +44,7 @@ def random_compressor(perturbed=True, **fields) -> ActivationCompressor:
 
 
 def looped_merge(compressor, state, row, head, budget):
-    """The rule of a head, one token at a time: `[(key, value, log_mass, tokens)]`, residuals first."""
+    """The rule of a head, one token at a time: `[(key, value, log_mass, tokens)]`, residuals behind the sinks."""
     config, layer = compressor.config, compressor.layers["0"]
     valid = state.valid[row, head].nonzero()[:, 0].tolist()
     protected = [t for t in valid if state.protected[row, head, t]]
@@ -86,9 +86,10 @@ def looped_merge(compressor, state, row, head, budget):
     residuals = sorted(members[i] for i in order[:num_residual])
     slots = [(keys[t], values[t], masses[t] + gate[t].log(), [t]) for t in residuals]
     rest = {t: 1 - gate[t] if t in residuals else torch.ones(()) for t in members}
+    others = []
     for t in sorted(protected + pivots):
-        slots.append((keys[t], values[t], masses[t], [t]) if t in protected else merged(t, rest))
-    return slots, residuals
+        others.append((keys[t], values[t], masses[t], [t]) if t in protected else merged(t, rest))
+    return others[:2] + slots + others[2:], residuals
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,9 @@ def test_merge(fields, seed):
                     assert (slots.assignment[row, head, alone] == index).all()
                 kept = {tokens[0] for *_, tokens in expected}
                 assert set(slots.kept[row, head].nonzero()[:, 0].tolist()) == kept
-    assert slots.num_residual == max(0, int(6 * fields.get("residual_fraction", 0.25)) * (fields != OFF))
+    assert slots.residuals == (
+        slice(0, 0) if fields == OFF else slice(2, 2 + int(6 * compressor.config.residual_fraction))
+    )
 
 
 @settings(deadline=None, max_examples=20)
@@ -323,16 +326,16 @@ def test_streaming_is_bounded(num_slots, monkeypatch):
 
 @each_base
 @pytest.mark.parametrize("residual_int8", [False, True])
-def test_sinks_and_window_stay_as_they_are(name, residual_int8):
+@pytest.mark.parametrize("segment_length", [12, 3])
+def test_sinks_and_window_stay_as_they_are(name, residual_int8, segment_length):
     """Through many compressions; the first layer's keys depend on nothing but their tokens."""
     base = tiny_base(name)
     compressor = tiny_compressor(base, num_slots=16, residual_fraction=0.6, residual_int8=residual_int8)
     ids = random_ids(2, 96)
     full = cache_of(base, ids).layers[0]
-    layer = compressor.compress(base, ids, segment_length=12).layers[0]
+    layer = compressor.compress(base, ids, segment_length=segment_length).layers[0]
     keys, values = layer.states()
-    assert layer.num_residual > 4
-    for slots, tokens in ((slice(layer.num_residual, layer.num_residual + 2), slice(2)), (slice(-4, None),) * 2):
+    for slots, tokens in ((slice(2), slice(2)), (slice(-4, None), slice(-4, None))):
         assert_close(keys[:, :, slots], full.keys[:, :, tokens], **CLOSE)
         assert_close(values[:, :, slots], full.values[:, :, tokens], **CLOSE)
         assert (layer.log_mass[:, :, slots] == 0).all()
