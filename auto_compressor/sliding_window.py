@@ -204,7 +204,7 @@ class LearnedQueryAttention(nn.Module):
             `torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`, zeros where a row has no such segment.
         """
         batch_size = hidden_states.shape[0]
-        hidden_states = self.norm(hidden_states) + self.positions[positions]
+        hidden_states = self.norm(hidden_states) * self.positions[positions]
         key, value = (proj(hidden_states).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         scores = torch.einsum("blhd,qhd->blqh", key, self.queries) * self.head_dim**-0.5
         # One more segment per row takes the padding.
