@@ -68,6 +68,9 @@ class HierarchicalArguments:
         default=None,
         metadata={"help": "Levels of codes, each over the one below (default: those of the checkpoint, else 1)."},
     )
+    freeze_levels: int = field(
+        default=0, metadata={"help": "The first levels, codebooks too, stay as they are in the checkpoint."}
+    )
     hidden_size: list[int] = field(default_factory=list, metadata={"help": "Width of the layers."})
     intermediate_size: list[int] = field(default_factory=list, metadata={"help": "Inner width of the layers."})
     num_hidden_layers: list[int] = field(default_factory=list, metadata={"help": "Layers of the compressor."})

@@ -360,6 +360,7 @@ def make_hierarchical_trainer(
     model_args: HierarchicalArguments, data_args: DataTrainingArguments, training_args: HfTrainingArguments
 ) -> HierarchicalTrainer:
     model, tokenizer = load_hierarchical(model_args, data_args.block_size), ByteTokenizer()
+    model.freeze_levels(model_args.freeze_levels)
     # A document ends with the end-of-text token, and no block goes on into the next one.
     data_args = replace(data_args, add_special_tokens=True)
     datasets = load_checked_datasets(
