@@ -175,10 +175,10 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def reset_dead_codes(self, vectors: torch.Tensor, mask: torch.BoolTensor):
         """
-        Moves unused codes to vectors of the batch, in proportion to their squared distance from the codebook, as
-        k-means++ seeds (Arthur and Vassilvitskii, 2007), and gives them the mean count.
+        Moves unused codes to vectors of the batch, and gives them the mean count.
 
-        What a code stands for already gets no second one, which would be as good a name for it.
+        A fresh codebook is spread over the batch. Later, vectors are taken in proportion to their squared distance
+        from the codebook, as k-means++ seeds (Arthur and Vassilvitskii, 2007): what has a code gets no second name.
         """
         rows, valid = all_processes(vectors), all_processes(mask)
         if not len(rows):
@@ -186,8 +186,8 @@ class VectorQuantizer(nn.Module):
         dead = self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()
         dead &= valid.any()
         distances = (rows - F.embedding(self.nearest(rows), self.codebook)).square().sum(dim=-1)
-        weights = (distances + torch.finfo(distances.dtype).tiny).masked_fill(~valid, 0.0)
-        drawn = draw_rows(rows, weights, dead)
+        weights = torch.where(self.cluster_size.any(), distances + torch.finfo(distances.dtype).tiny, 1.0)
+        drawn = draw_rows(rows, weights.masked_fill(~valid, 0.0), dead)
         self.codebook.copy_(torch.where(dead[:, None], drawn, self.codebook))
         self.cluster_size.copy_(torch.where(dead, valid.sum() / self.codebook_size, self.cluster_size))
 
