@@ -4,7 +4,6 @@ Every rule decides on position `i` from scores up to `i` only, so that borders n
 Sequences are right-padded; the first position is always a border.
 """
 
-import numpy as np
 import torch
 
 
@@ -91,20 +90,14 @@ def continued_borders(
 def scan_borders(
     scores: torch.Tensor, threshold: float | torch.Tensor, running_sum: torch.Tensor
 ) -> tuple[torch.BoolTensor, torch.Tensor]:
-    """
-    The loop of [`continued_borders`] over all positions, in which every score counts.
-
-    It runs on the host whatever the device: NumPy takes a quarter of the time of as many small tensor operations.
-    """
-    columns = np.ascontiguousarray(scores.cpu().numpy().T)
-    run, threshold = running_sum.cpu().numpy().copy(), np.float32(float(threshold))
-    borders = np.empty(columns.shape, dtype=bool)
-    for scores_here, borders_here in zip(columns, borders, strict=True):
-        np.add(run, scores_here, out=run)
-        np.greater_equal(run, threshold, out=borders_here)
-        run[borders_here] = 0.0
-    borders = torch.from_numpy(np.ascontiguousarray(borders.T))
-    return borders.to(scores.device), torch.from_numpy(run).to(scores.device)
+    """The loop of [`continued_borders`] over positions, of all rows at once, in which every score counts."""
+    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=scores.device)
+    running_sum = running_sum.clone()
+    borders = torch.empty(scores.shape[::-1], dtype=torch.bool, device=scores.device)
+    for score, border in zip(scores.unbind(dim=1), borders.unbind(dim=0), strict=True):
+        torch.ge(running_sum.add_(score), threshold, out=border)
+        running_sum.masked_fill_(border, 0.0)
+    return borders.T.contiguous(), running_sum
 
 
 def length_mask(lengths: torch.LongTensor, width: int) -> torch.BoolTensor:
