@@ -4,10 +4,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import decode, encode, evaluate, generate, perplexity, summarize
+from . import (
+    check_causality,
+    compress,
+    decode,
+    decompress,
+    encode,
+    evaluate,
+    generate,
+    perplexity,
+    summarize,
+)
 
 
-COMMANDS = (summarize, generate, perplexity, encode, decode, evaluate)
+COMMANDS = (summarize, generate, perplexity, encode, decode, compress, decompress)
+COMMANDS += (check_causality, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
