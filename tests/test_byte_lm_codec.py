@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from auto_compressor import byte_lm_codec
+from auto_compressor import (
+    AdaptiveByteConfig,
+    AdaptiveByteForCausalLM,
+    GRUByteConfig,
+    GRUByteForCausalLM,
+    byte_lm_codec,
+)
 from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from auto_compressor.byte_lm_codec import (
     FIELDS,
@@ -43,7 +49,21 @@ def make_llama(seed=0, vocab_size=257, **kwargs):
     return LlamaForCausalLM(config).eval()
 
 
+def make_adaptive(seed=0, hidden_size=16, **kwargs):
+    """With borders at every few bytes, on every level."""
+    torch.manual_seed(seed)
+    thresholds = {"byte_entropy_threshold": 12.0, "meta_uncertainty_threshold": 1.5}
+    return AdaptiveByteForCausalLM(AdaptiveByteConfig(hidden_size=hidden_size, **thresholds, **kwargs)).eval()
+
+
+def make_gru(hidden_size=8):
+    torch.manual_seed(0)
+    return GRUByteForCausalLM(GRUByteConfig(hidden_size=hidden_size, num_levels=1, num_blocks=1)).eval()
+
+
 MODELS = {
+    "adaptive": make_adaptive,
+    "gru": make_gru,
     "llama": make_llama,
     "llama of 8 positions": functools.partial(make_llama, max_position_embeddings=8),
     "llama of bytes alone": functools.partial(make_llama, vocab_size=256),
@@ -70,12 +90,11 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model that has learned a little English."""
-    model = make_llama(hidden_size=32, intermediate_size=64).train()
-    rows = torch.tensor(list(BUNDLED_TRAIN_TEXT.read_bytes()[: 64 * 500])).view(-1, 64)
+    """A model with borders that has learned a little English."""
+    model = make_adaptive(hidden_size=32, window_end_target=False, add_encoder_states=True).train()
+    rows = torch.tensor(list(BUNDLED_TRAIN_TEXT.read_bytes()[: 64 * 1600])).view(-1, 64)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for step in range(100):
-        batch = rows[step * 16 % 496 :][:16]
+    for batch in rows.split(16):
         optimizer.zero_grad()
         model(batch, labels=batch).loss.backward()
         optimizer.step()
@@ -96,11 +115,13 @@ def test_everything_comes_back(model, data, num_streams):
     assert decompress_bytes(model, compress_bytes(model, data, num_streams)) == data
 
 
-def test_random_byte_strings(model, one_copy):
+@pytest.mark.parametrize("name, examples", [("gru", 800), ("adaptive", 200), ("llama of 8 positions", 100)])
+def test_more_than_1000_random_byte_strings(name, examples, one_copy):
+    model = MODELS[name]()
     parts = st.lists(st.sampled_from([b"In the beginning", b"\x00", b"\xff\xfe", b"earth"]), max_size=6)
     strings = st.one_of(st.binary(max_size=80), parts.map(b"".join), st.text(max_size=25).map(str.encode))
 
-    @settings(max_examples=100, deadline=None, database=None)
+    @settings(max_examples=examples, deadline=None, database=None)
     @given(strings, st.integers(1, 20), st.integers(2, 8))
     def restored(data, num_streams, window):
         assert decompress_bytes(model, compress_bytes(model, data, num_streams, window)) == data
@@ -110,7 +131,7 @@ def test_random_byte_strings(model, one_copy):
 
 def test_100_kilobytes_of_one_sentence(trained):
     data = TEXT[:100] * 1000
-    blob = compress_bytes(trained, data, num_streams=200, window=32)
+    blob = compress_bytes(trained, data, num_streams=500, window=32)
     assert decompress_bytes(trained, blob) == data
     assert len(blob) < len(data) / 2
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
+from auto_compressor import (
+    AdaptiveByteConfig,
+    AdaptiveByteForCausalLM,
+    ByteTokenizer,
+    GRUByteConfig,
+    GRUByteForCausalLM,
+    LlamaAutoCompressorConfig,
+    LlamaAutoCompressorModel,
+)
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.cli.main import main
 from auto_compressor.evaluation.causality import check_causality, rounding_threshold
@@ -156,6 +164,38 @@ def test_autocompressors_pass(ids):
     assert verdicts(check_causality(LlamaAutoCompressorModel(config).eval(), ids)) == [False] * 4
 
 
+def make_adaptive(**kwargs):
+    """With a border at every few bytes on every level."""
+    torch.manual_seed(0)
+    thresholds = {"byte_entropy_threshold": 12.0, "meta_uncertainty_threshold": 1.5}
+    model = AdaptiveByteForCausalLM(AdaptiveByteConfig(hidden_size=16, **thresholds, **kwargs)).eval()
+    if model.config.border_mode == "teacher_forced":
+        model.levels[0].head.bias.data[ord("e")] = 1.0  # the likeliest byte is sometimes the next one
+    return model
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3, 4])
+def test_adaptive_models_pass(num_levels):
+    byte_ids = torch.randint(256, (3, 60))
+    model = make_adaptive(num_levels=num_levels)
+    assert verdicts(check_causality(model, byte_ids)) == [False] * 4
+    assert all(mask.any(dim=1).all() for mask in model(byte_ids).border_masks)
+
+
+def test_borders_that_look_ahead_are_caught():
+    byte_ids = torch.tensor([list(b"The evening and the morning were the fifth"), list(b"e" * 21 + b"be" * 10 + b"!")])
+    checks = check_causality(make_adaptive(border_mode="teacher_forced"), byte_ids)
+    assert verdicts(checks) == [True, True, False, False]
+    refused = ["teacher_forced works without `past_key_values`" in check.refusal for check in checks]
+    assert refused == [False, False, True, True]
+
+
+def test_recurrent_models_pass():
+    torch.manual_seed(0)
+    model = GRUByteForCausalLM(GRUByteConfig(hidden_size=16)).eval()
+    assert verdicts(check_causality(model, torch.randint(256, (2, 40)))) == [False] * 4
+
+
 def test_seed(ids):
     """Other tokens behind are those of the seed, and reproducible."""
     first, again, other = (check_causality(make_model(SeesTheLast), ids, seed)[1].difference for seed in (0, 0, 1))
@@ -213,6 +253,16 @@ def test_a_leak_is_an_error_of_one_line(folder, tmp_path, capsys):
     assert "LEAKS" in captured.out
     (line,) = captured.err.strip().splitlines()
     assert re.search(r"error: .* on the path 'prefixes' the logits of position \d+ differ by", line)
+
+
+@pytest.mark.parametrize("mode, code", [("uncertainty", 0), ("teacher_forced", 1)])
+def test_the_command_on_bytes(tmp_path, capsys, mode, code):
+    make_adaptive(border_mode=mode).save_pretrained(tmp_path)
+    ByteTokenizer().save_pretrained(tmp_path)
+    assert main(["check-causality", "--model", str(tmp_path), "--length", "40"]) == code
+    captured = capsys.readouterr()
+    assert "2 texts of 40 tokens" in captured.out
+    assert ("LEAKS" in captured.out) == ("later tokens leak" in captured.err) == bool(code)
 
 
 def test_the_text_of_the_command(folder, tmp_path, capsys):
