@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
@@ -144,23 +145,43 @@ def load_with_tokenizer(args: argparse.Namespace, load: Callable):
 
 def load_autoencoder(args: argparse.Namespace):
     """Returns the HierarchicalAutoencoder of `--model`; see [`load_complete`]."""
-    from transformers import AutoModel
+    return load_complete(args, partial(class_by_type, types=("hierarchical_autoencoder",)))
 
-    return load_complete(args, AutoModel, check_autoencoder_config)
+
+def load_borders_model(args: argparse.Namespace):
+    """Returns the model of `--model` that sets borders in bytes; see [`load_complete`]."""
+    return load_complete(args, partial(class_by_type, types=("adaptive_byte", "hierarchical_autoencoder")))
 
 
 def load_byte_lm(args: argparse.Namespace):
-    """Returns the language model of bytes of `--model`; see [`load_complete`]."""
+    """Returns the causal language model of `--model`; see [`load_complete`]."""
+    return load_complete(args, causal_lm_class)
+
+
+def class_by_type(name: str, config, types: tuple[str, ...]) -> type:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCausalLM
+
+    if config.model_type not in types:
+        raise ValueError(f"--model {name} must be a {' or '.join(types)}, it is a {config.model_type}.")
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
+
+
+def causal_lm_class(name: str, config) -> type:
     from transformers import AutoModelForCausalLM
 
     from ..bases import check_causal_lm
 
-    return load_complete(args, AutoModelForCausalLM, check_causal_lm)
+    check_causal_lm(f"--model {name}", config)
+    return AutoModelForCausalLM
 
 
-def load_complete(args: argparse.Namespace, auto_class: type, check_config: Callable):
+def load_complete(args: argparse.Namespace, find_class: Callable):
     """
     Returns the model of `--model`, ready for inference, without the chatter of loading.
+
+    Args:
+        args (`argparse.Namespace`): With `model` and `device`.
+        find_class (`Callable`): Of the name and the config of a model, the class that loads it, or a `ValueError`.
 
     Raises:
         OSError: if there is none, or it is damaged or incomplete.
@@ -172,22 +193,13 @@ def load_complete(args: argparse.Namespace, auto_class: type, check_config: Call
     silence_loading()
     device = resolve_device(args.device)
     try:
-        check_config(args.model, AutoConfig.from_pretrained(args.model))
+        auto_class = find_class(args.model, AutoConfig.from_pretrained(args.model))
         model, found = auto_class.from_pretrained(args.model, dtype="auto", output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"Cannot load the model {args.model!r}: {str(error).splitlines()[0]}") from error
     if found["missing_keys"]:
         raise OSError(f"Cannot load the model {args.model!r}: it lacks {', '.join(sorted(found['missing_keys']))}.")
     return model.eval().to(device)
-
-
-def check_autoencoder_config(name: str, config):
-    from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
-
-    if not isinstance(config, HierarchicalAutoencoderConfig):
-        raise ValueError(
-            f"--model {name} must be a {HierarchicalAutoencoderConfig.model_type}, it is a {config.model_type}."
-        )
 
 
 def read_bytes(path: str) -> bytes:

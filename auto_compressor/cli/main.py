@@ -13,12 +13,13 @@ from . import (
     evaluate,
     generate,
     perplexity,
+    show_borders,
     summarize,
 )
 
 
 COMMANDS = (summarize, generate, perplexity, encode, decode, compress, decompress)
-COMMANDS += (check_causality, evaluate)
+COMMANDS += (check_causality, show_borders, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
