@@ -111,7 +111,7 @@ def predictions(model: PreTrainedModel, streams: torch.ByteTensor, window: int) 
 def find_ties(probs: torch.DoubleTensor) -> list[int]:
     """The rows of `(rows, 256)` where another machine might round one of the probabilities to another count."""
     parts = probs * NUM_COUNTS
-    return ((parts.frac() - 0.5).abs() < TIE_MARGIN * parts.clamp(min=1)).any(dim=1).nonzero()[:, 0].tolist()
+    return ((parts.frac() - 0.5).abs() < TIE_MARGIN * parts).any(dim=1).nonzero()[:, 0].tolist()
 
 
 def round_to_counts(probs: torch.DoubleTensor, ties: list[int]) -> np.ndarray:

@@ -227,6 +227,7 @@ def test_text_and_title_are_escaped():
     text = "<script>alert('x')</script> & \"<b>\""
     page = borders_page(make_borders(text.encode(), starts=((0,),)), f"{text}.txt")
     assert "<script" not in page and "alert" not in re.sub(r"<title>.*?</title>|<h1>.*?</h1>", "", page)
+    assert page.count("&lt;</b>") == page.count(">&lt;</text>") == text.count("<")
     assert Page(page).text["h1"] == f"{text}.txt"
     assert html.unescape(page).count(f"{text}.txt") == 2
 
