@@ -29,8 +29,8 @@ class GRUByteForCausalLM(RecurrentByteLM):
     """
 
     config: GRUByteConfig
-    # Nothing depends on them: processes would wait for their gradients forever.
-    _ddp_params_and_buffers_to_ignore = ["padding_parameters"]
+    # Nothing depends on them: processes would wait for gradients. With a dot, as torch also names those of a root.
+    _ddp_params_and_buffers_to_ignore = ["padding_parameters", ".padding_parameters"]
 
     def __init__(self, config: GRUByteConfig):
         super().__init__(config)
@@ -69,6 +69,7 @@ class GRUByteForCausalLM(RecurrentByteLM):
             outputs, state = block(hidden_states[-1], layer.states.get("encoder"), rows.lengths)
             layer.remember(encoder=state)
             hidden_states.append(hidden_states[-1] + outputs)
+        cache.count_tokens(input_ids.shape[1])
         logits = self.lm_head(hidden_states[-1])
         loss = None if labels is None else self.byte_loss(logits, labels, rows)
         show_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
