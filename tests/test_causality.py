@@ -255,6 +255,17 @@ def test_a_leak_is_an_error_of_one_line(folder, tmp_path, capsys):
     assert re.search(r"error: .* on the path 'prefixes' the logits of position \d+ differ by", line)
 
 
+def test_the_command_checks_in_float32(folder, tmp_path, capsys):
+    LlamaAutoCompressorModel.from_pretrained(folder).bfloat16().save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER).save_pretrained(tmp_path)
+    command = ["check-causality", "--model", str(tmp_path), "--length", "9"]
+    thresholds = []
+    for arguments in ([], ["--dtype", "auto"]):
+        assert main([*command, *arguments]) == 0
+        thresholds.append(float(re.search(r"ok \S (\S+) ", capsys.readouterr().out)[1]))
+    assert thresholds[0] < thresholds[1] / 1000
+
+
 @pytest.mark.parametrize("mode, code", [("uncertainty", 0), ("teacher_forced", 1)])
 def test_the_command_on_bytes(tmp_path, capsys, mode, code):
     make_adaptive(border_mode=mode).save_pretrained(tmp_path)

@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--length", type=int, default=256, help="tokens of a row, every one of which is checked")
     parser.add_argument("--batch-size", type=int, default=2, help="rows, the first ones of the text")
     parser.add_argument("--seed", type=int, default=0, help="of the tokens that replace the later ones")
-    add_model_arguments(parser, "causal language model")
+    # In half precision some models turn the last bits of early tokens into quite other logits.
+    add_model_arguments(parser, "causal language model", dtype="float32")
 
 
 def first_rows(input_ids, length: int, batch_size: int, max_length: int | None):

@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, kind: str = "AutoCompressor"):
+def add_model_arguments(parser: argparse.ArgumentParser, kind: str = "AutoCompressor", dtype: str = "auto"):
     parser.add_argument("--model", required=True, help=f"{kind}: a folder or a hub name")
     add_device_argument(parser)
     parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(default: as saved)"
+        "--dtype",
+        default=dtype,
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="auto: as saved (default: %(default)s)",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from . import (
     check_causality,
     compress,
+    convert,
     decode,
     decompress,
     encode,
@@ -19,7 +20,7 @@ from . import (
 
 
 COMMANDS = (summarize, generate, perplexity, encode, decode, compress, decompress)
-COMMANDS += (check_causality, show_borders, evaluate)
+COMMANDS += (convert, check_causality, show_borders, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
