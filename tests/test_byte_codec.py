@@ -19,17 +19,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from auto_compressor import HierarchicalAutoencoder, HierarchicalAutoencoderConfig, byte_codec
 from auto_compressor.bundled import BUNDLED_TRAIN_TEXT
 from auto_compressor.byte_codec import (
-    PREFIX,
     decode_bytes,
     encode_bytes,
     pack_bits,
     read_header,
     read_stream,
     unpack_bits,
-    weights_hash,
     write_stream,
 )
 from auto_compressor.cli.main import main
+from auto_compressor.coded_file import PREFIX, weights_hash
 from auto_compressor.softprompts import write_whole
 
 

@@ -53,7 +53,7 @@ def test_variables_of_run_scripts_exist(script, section):
 
 
 def test_sub_commands_exist():
-    named = set(re.findall(r"^auto-compressor (\w+)", README, flags=re.MULTILINE))
+    named = set(re.findall(r"^auto-compressor ([\w-]+)", README, flags=re.MULTILINE))
     assert named == {module.NAME for module in command.COMMANDS}
 
 
