@@ -2,7 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from .adaptive_outputs import ByteLMOutput
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
+from .configuration_adaptive_byte import AdaptiveByteConfig
 from .configuration_autocompressor import (
     GemmaAutoCompressorConfig,
     LlamaAutoCompressorConfig,
@@ -11,6 +13,7 @@ from .configuration_autocompressor import (
     Qwen2AutoCompressorConfig,
     Qwen3AutoCompressorConfig,
 )
+from .configuration_gru_byte import GRUByteConfig
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
     HierarchicalAutoencoderConfig,
@@ -21,6 +24,7 @@ from .hierarchical_outputs import (
     HierarchicalDecoderOutput,
     HierarchicalEncoderOutput,
 )
+from .modeling_adaptive_byte import AdaptiveByteForCausalLM
 from .modeling_autocompressor import (
     AutoCompressorMixin,
     AutoCompressorModel,
@@ -31,6 +35,7 @@ from .modeling_autocompressor import (
     Qwen2AutoCompressorModel,
     Qwen3AutoCompressorModel,
 )
+from .modeling_gru_byte import GRUByteForCausalLM
 from .modeling_hierarchical_autoencoder import (
     ByteSegmentCompressor,
     CodeExpander,
@@ -40,6 +45,7 @@ from .modeling_hierarchical_autoencoder import (
     SlidingWindowAttention,
     VectorQuantizer,
 )
+from .recurrent_cache import RecurrentCache
 from .softprompt_cache import SoftpromptCache
 from .tokenization_bytes import ByteTokenizer
 
@@ -59,16 +65,27 @@ AutoModelForCausalLM.register(GemmaAutoCompressorConfig, GemmaAutoCompressorMode
 AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
 AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
 AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
+AutoConfig.register("adaptive_byte", AdaptiveByteConfig)
+AutoConfig.register("gru_byte", GRUByteConfig)
+AutoModelForCausalLM.register(AdaptiveByteConfig, AdaptiveByteForCausalLM)
+AutoModelForCausalLM.register(GRUByteConfig, GRUByteForCausalLM)
+AutoTokenizer.register(AdaptiveByteConfig, tokenizer_class=ByteTokenizer)
+AutoTokenizer.register(GRUByteConfig, tokenizer_class=ByteTokenizer)
 
 __all__ = [
+    "AdaptiveByteConfig",
+    "AdaptiveByteForCausalLM",
     "AutoCompressorMixin",
     "AutoCompressorModel",
     "AutoCompressorOutput",
+    "ByteLMOutput",
     "ByteSegmentCompressor",
     "ByteTokenizer",
     "CodeExpander",
     "CodeSequenceConfig",
     "CodeSequenceTransformer",
+    "GRUByteConfig",
+    "GRUByteForCausalLM",
     "GemmaAutoCompressorConfig",
     "GemmaAutoCompressorModel",
     "HierarchicalAutoencoder",
@@ -88,6 +105,7 @@ __all__ = [
     "Qwen2AutoCompressorModel",
     "Qwen3AutoCompressorConfig",
     "Qwen3AutoCompressorModel",
+    "RecurrentCache",
     "SegmentSummary",
     "SlidingWindowAttention",
     "SoftpromptCache",
