@@ -409,7 +409,7 @@ def load_byte_lm(config_class: type[PreTrainedConfig], model_args: AdaptiveByteA
     """Makes a new model of this config, or loads --model_name_or_path.
 
     Raises:
-        ValueError: for values that make no model, or not that of the checkpoint.
+        ValueError: for values that make no model.
         OSError: if it cannot be read.
     """
     known = {field.name for field in fields(config_class)}
@@ -426,6 +426,13 @@ def load_byte_lm(config_class: type[PreTrainedConfig], model_args: AdaptiveByteA
         raise OSError(f"--model_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
+def report_parameters(model: PreTrainedModel):
+    """Says how many parameters are trained, and how many of them have an effect."""
+    trainable = model.num_parameters(only_trainable=True)
+    effective = getattr(model, "num_effective_parameters", trainable)
+    logger.warning("%s: %d trainable parameters, %d effective", model.config.model_type, trainable, effective)
+
+
 def make_byte_lm_trainer(
     config_class: type[PreTrainedConfig],
     model_args: AdaptiveByteArguments,
@@ -433,12 +440,11 @@ def make_byte_lm_trainer(
     training_args: HfTrainingArguments,
 ) -> ByteLMTrainer:
     model, tokenizer = load_byte_lm(config_class, model_args), ByteTokenizer()
-    num_parameters = model.num_parameters(only_trainable=True)
-    in_use = getattr(model, "num_effective_parameters", num_parameters)
-    logger.warning("%s: %s trainable parameters, %s of them effective", model.config.model_type, f"{num_parameters:,}", f"{in_use:,}")
-    window, batch_size = model_args.sequence_length, training_args.per_device_train_batch_size
-    if training_args.run_name is None:
-        training_args.run_name = f"{config_class.model_type}_L{window}_B{batch_size * window // 1000}k"
+    report_parameters(model)
+    window, windows = model_args.sequence_length, training_args.per_device_train_batch_size * training_args.world_size
+    training_args.run_name = (
+        training_args.run_name or f"{config_class.model_type}_L{window}_B{windows * window // 1000}k"
+    )
     with training_args.main_process_first(desc="looking for WikiText-103"):
         data_args = with_wikitext(data_args, model_args.cache_dir)
     options = {}
@@ -446,13 +452,9 @@ def make_byte_lm_trainer(
         # A document ends with the end-of-text token, and no window goes on into the next one.
         data_args, options = replace(data_args, add_special_tokens=True), {"cut": cut_documents}
     datasets = load_checked_datasets(data_args, training_args, tokenizer, window, model_args.cache_dir, **options)
-    return ByteLMTrainer(
-        model=model,
-        args=training_args,
-        data_collator=DataCollator(tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        **datasets,
-    )
+    # As `processing_class`, the tokenizer would give the model a padding token that it has no embedding of.
+    collator = DataCollator(model.config.pad_token_id, tokenizer=tokenizer)
+    return ByteLMTrainer(model=model, args=training_args, data_collator=collator, **datasets)
 
 
 def load_checked_datasets(

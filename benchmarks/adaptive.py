@@ -210,11 +210,12 @@ def generation_speed(num_bytes: int = 128) -> list[dict]:
     """Greedy generation after one window, cached and by reading everything again for every byte."""
     rows = []
     for name, model in new_models().items():
+        model.eval()
         for batch_size in (1, 8, 32):
             ids = text_windows(batch_size, 128)
             options = {"max_new_tokens": num_bytes, "min_new_tokens": num_bytes, "do_sample": False}
 
-            def generate(use_cache: bool, model=model.eval(), ids=ids, options=options):
+            def generate(use_cache: bool, model=model, ids=ids, options=options):
                 return model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=use_cache, **options)
 
             times = in_turn({"cached": lambda: generate(True), "recomputed": lambda: generate(False)}, 1)

@@ -1,7 +1,7 @@
 """Bits per byte of byte language models, and where their borders lie.
 
-[`byte_lm_statistics`] counts on a batch, by row; [`byte_lm_metrics`] makes the figures of the counts of all batches and
-processes; [`measure_byte_lm`] does both on a text.
+[`byte_lm_statistics`] counts on a batch, by row; [`byte_lm_metrics`] makes the figures of the counts of all batches
+and processes; [`measure_byte_lm`] does both on a text.
 """
 
 import math
@@ -27,25 +27,27 @@ COUNTS = ("bytes", "nats", "targets", "encoder_nats", "decoder_nats")
 ENTROPY_BIN, NUM_ENTROPY_BINS = 0.25, 24
 
 
-def nats_of_bytes(logits: torch.Tensor, input_ids: torch.LongTensor, first_logits: torch.Tensor) -> torch.Tensor:
-    """
-    What every byte costs given those before it, in a code for bytes only: `(batch_size, length)`, in nats.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Predictions of the next id.
-        input_ids (`torch.LongTensor` of shape `(batch_size, length)`): What is no byte costs nothing.
-        first_logits (`torch.Tensor` of shape `(batch_size, vocab_size)`): Predictions of the first bytes; where they
-            are zero, all bytes are as likely, and one costs 8 bits.
-    """
-    predictions = torch.cat([first_logits[:, None], logits[:, :-1]], dim=1)[..., :NUM_BYTES]
-    targets = input_ids.masked_fill(input_ids >= NUM_BYTES, -100)
-    return F.cross_entropy(predictions.double().transpose(1, 2), targets, ignore_index=-100, reduction="none")
-
-
 def nats_of_targets(logits: torch.Tensor, targets: torch.LongTensor) -> torch.DoubleTensor:
     """The sum of what the targets of a row cost, in nats: `(batch_size,)`; -100 is ignored."""
     nats = F.cross_entropy(logits.double().transpose(1, 2), targets, ignore_index=-100, reduction="none")
     return nats.sum(dim=1)
+
+
+def nats_of_bytes(
+    logits: torch.Tensor, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first_logits: torch.Tensor
+) -> torch.DoubleTensor:
+    """
+    What the bytes of a row cost given those before them, in a code for bytes alone: `(batch_size,)`, in nats.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Predictions of the next id.
+        input_ids, attention_mask (`torch.Tensor` of shape `(batch_size, length)`): What is no byte costs nothing.
+        first_logits (`torch.Tensor` of shape `(batch_size, vocab_size)`): Predictions of the first bytes; where they
+            are zero, all bytes are as likely, and one costs 8 bits.
+    """
+    predictions = torch.cat([first_logits[:, None], logits[:, :-1]], dim=1)
+    no_byte = (input_ids >= NUM_BYTES) | (attention_mask == 0)
+    return nats_of_targets(predictions[..., :NUM_BYTES], input_ids.masked_fill(no_byte, -100))
 
 
 def entropy_histogram(logits: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -82,12 +84,12 @@ def byte_lm_statistics(
     targets = next_token_targets(input_ids, attention_mask.bool(), END if window_end_target else -100)
     counts = {
         "bytes": ((input_ids < NUM_BYTES) & (attention_mask != 0)).sum(dim=1),
-        "nats": nats_of_bytes(outputs.logits, input_ids.masked_fill(attention_mask == 0, END), first_logits).sum(dim=1),
+        "nats": nats_of_bytes(outputs.logits, input_ids, attention_mask, first_logits),
         "targets": (targets != -100).sum(dim=1),
         "encoder_nats": nats_of_targets(encoder_logits, targets),
         "decoder_nats": nats_of_targets(outputs.logits, targets),
     }
-    columns = [counts[name] for name in COUNTS] + [borders.sum(dim=1) for borders in outputs.border_masks or ()]
+    columns = [*counts.values()] + [borders.sum(dim=1) for borders in outputs.border_masks or ()]
     columns = torch.stack([column.double() for column in columns], dim=1)
     return torch.cat([columns, entropy_histogram(encoder_logits, attention_mask).double()], dim=1)
 
@@ -96,9 +98,9 @@ def byte_lm_metrics(statistics: torch.Tensor) -> dict[str, float | list[int]]:
     """
     The figures of windows of text.
 
-    `bits_per_byte` is the rate of a lossless code of the bytes alone. `byte_encoder_bpb` and `byte_decoder_bpb` are the
-    published ones, the mean losses in bits: they have the end of the text among their targets where training has, and
-    the first byte of a window nowhere. `level_K_compression_ratio` is in units of the level below, bytes for level 1.
+    `bits_per_byte` is the rate of a lossless code of the bytes alone. `byte_encoder_bpb` and `byte_decoder_bpb` are
+    the published ones, the mean losses in bits: the end of the text is among their targets where it is in training,
+    the first byte of a window never. `level_K_compression_ratio` is in units of the level below, bytes for level 1.
 
     Args:
         statistics (`torch.Tensor` of shape `(windows, counts)`): What [`byte_lm_statistics`] gave.
