@@ -154,17 +154,17 @@ def measure_byte_lm(
     model: PreTrainedModel, text: bytes, window: int = 128, num_lanes: int = 16, carry_state: bool = False
 ) -> dict[str, float | list[int]]:
     """
-    [`byte_lm_metrics`] of the whole of a text, which ends with the end-of-text id.
+    [`byte_lm_metrics`] of the whole of a text.
 
     Args:
         model (`PreTrainedModel`): A byte language model, in evaluation mode.
-        text (`bytes`): Of any length.
+        text (`bytes`): Of any length but 0.
         window (`int`, defaults to 128): Bytes that are read at a time.
         num_lanes (`int`, defaults to 16): Parts of the text that are read side by side.
         carry_state (`bool`, defaults to `False`): Whether a window goes on from the one before in its part; else it
             is read by itself.
     """
-    windows = torch.tensor([*text, END]).split(window)
+    windows = torch.tensor(list(text)).split(window)
     lanes = LaneSampler(len(windows), num_lanes)
     statistics, carried = [], None
     for inputs in DataLoader(windows, batch_size=num_lanes, sampler=lanes, collate_fn=pad_windows):
