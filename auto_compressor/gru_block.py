@@ -40,15 +40,23 @@ class GRUBlock(nn.Module):
         for index, layer in enumerate(self.layers):
             if index:
                 outputs = F.dropout(outputs, self.dropout, self.training)
-            before = state[:, index : index + 1].to(outputs.dtype)
-            outputs, after = layer(outputs, before.transpose(0, 1).contiguous())
-            states.append(after[0] if lengths is None else state_at(before, outputs, lengths))
+            before = state[:, index].to(outputs.dtype)
+            outputs = run_layer(layer, outputs, before)
+            states.append(outputs[:, -1] if lengths is None else state_at(before, outputs, lengths))
         return outputs, torch.stack(states, dim=1)
+
+
+def run_layer(layer: nn.GRU, inputs: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Outputs `(batch_size, length, size)`, from the state `(batch_size, size)` on."""
+    if inputs.shape[1] == 1:  # half the time of the general way
+        weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+        return torch.gru_cell(inputs[:, 0], before, *weights)[:, None]
+    return layer(inputs, before[None].contiguous())[0]
 
 
 def state_at(before: torch.Tensor, outputs: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:
     """The state `(batch_size, size)` after the first `lengths` positions: none of them leaves it as it was before."""
-    states = torch.cat([before, outputs], dim=1)
+    states = torch.cat([before[:, None], outputs], dim=1)
     return states.gather(1, lengths[:, None, None].expand(-1, -1, states.shape[-1]))[:, 0]
 
 

@@ -331,8 +331,9 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         num_patches = reading.border_mask.sum(dim=1)
         # Read back, as shapes depend on it. In training every level runs, for gradients on every process.
         most = max(int(num_patches.max()), int(self.training))
-        patches = gather_patches(reading.hidden_states, reading.border_mask, most)
+        patches = reading.hidden_states[:, :0]
         if most:
+            patches = gather_patches(reading.hidden_states, reading.border_mask, most)
             patches = self.run_level(index + 1, patches, num_patches, cache, readings)
         decoded = level.decode(inputs, lengths, patches, reading.border_mask, layer)
         begun = layer.states.get("begun")

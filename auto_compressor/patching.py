@@ -4,6 +4,7 @@ Every rule decides on position `i` from scores up to `i` only, so that borders n
 Sequences are right-padded; the first position is always a border.
 """
 
+import numpy as np
 import torch
 
 
@@ -76,19 +77,34 @@ def continued_borders(
     """
     if scores.ndim != 2:
         raise ValueError(f"`scores` must have the shape (batch_size, length), got {tuple(scores.shape)}.")
-    threshold = torch.as_tensor(threshold, dtype=torch.float32, device=scores.device)
     mask = torch.ones_like(scores, dtype=torch.bool) if lengths is None else length_mask(lengths, scores.shape[1])
     first = mask[:, :1] if begun is None else mask[:, :1] & ~begun[:, None]
     scores = scores.float().masked_fill(~mask, 0.0)
     scores[:, :1].masked_fill_(first, 0.0)
-    running_sum = scores.new_zeros(scores.shape[0]) if running_sum is None else running_sum.clone()
-    columns = torch.empty(scores.shape[::-1], dtype=torch.bool, device=scores.device)
-    for score, column in zip(scores.t().contiguous(), columns, strict=True):
-        torch.ge(running_sum.add_(score), threshold, out=column)
-        running_sum.masked_fill_(column, 0.0)
-    borders = columns.t() & mask
+    running_sum = scores.new_zeros(scores.shape[0]) if running_sum is None else running_sum
+    borders, running_sum = scan_borders(scores, threshold, running_sum)
+    borders &= mask
     borders[:, :1] |= first
     return borders, running_sum
+
+
+def scan_borders(
+    scores: torch.Tensor, threshold: float | torch.Tensor, running_sum: torch.Tensor
+) -> tuple[torch.BoolTensor, torch.Tensor]:
+    """
+    The loop of [`continued_borders`] over all positions, in which every score counts.
+
+    It runs on the host whatever the device: NumPy takes a quarter of the time of as many small tensor operations.
+    """
+    columns = np.ascontiguousarray(scores.cpu().numpy().T)
+    run, threshold = running_sum.cpu().numpy().copy(), np.float32(float(threshold))
+    borders = np.empty(columns.shape, dtype=bool)
+    for scores_here, borders_here in zip(columns, borders, strict=True):
+        np.add(run, scores_here, out=run)
+        np.greater_equal(run, threshold, out=borders_here)
+        run[borders_here] = 0.0
+    borders = torch.from_numpy(np.ascontiguousarray(borders.T))
+    return borders.to(scores.device), torch.from_numpy(run).to(scores.device)
 
 
 def length_mask(lengths: torch.LongTensor, width: int) -> torch.BoolTensor:
