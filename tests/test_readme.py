@@ -41,8 +41,8 @@ def test_scripts_exist():
 
 
 def test_flags_exist():
-    families = (ModelArguments, DataTrainingArguments, TrainingArguments), (HierarchicalArguments,), (AdaptiveByteArguments,)
-    known = {flag for arguments in families for flag in HfArgumentParser(arguments)._option_string_actions}
+    groups = [(ModelArguments, DataTrainingArguments, TrainingArguments), HierarchicalArguments, AdaptiveByteArguments]
+    known = {flag for group in groups for flag in HfArgumentParser(group)._option_string_actions}
     sources = [path.read_text() for path in (ROOT / "auto_compressor" / "cli").glob("*.py")]
     sources += [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]
     known |= set(re.findall(r'"(--[\w-]+)"', "".join(sources)))
