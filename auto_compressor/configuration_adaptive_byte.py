@@ -95,7 +95,6 @@ class AdaptiveByteConfig(PreTrainedConfig):
             if not 0 <= getattr(self, f"{field}_weight") < math.inf:
                 weight = getattr(self, f"{field}_weight")
                 raise ValueError(f"`{field}_weight` must be 0 or more, and finite, got {weight}.")
-        self.validate_borders()
 
     def validate_borders(self):
         meta, num_meta = self.meta_uncertainty_threshold, max(self.num_levels - 2, 0)

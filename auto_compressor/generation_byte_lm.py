@@ -40,7 +40,6 @@ class RecurrentByteLM(PreTrainedModel, GenerationMixin):
             )
         num_seen, cached_rows = past_key_values.get_seq_length(), past_key_values.batch_size
         check_input(input_ids, attention_mask, labels, num_seen, cached_rows)
-        past_key_values.count_tokens(input_ids.shape[1])
         return past_key_values
 
     def byte_loss(self, logits: torch.Tensor, labels: torch.LongTensor, rows: ByteRows) -> torch.Tensor:

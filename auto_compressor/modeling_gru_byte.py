@@ -29,8 +29,8 @@ class GRUByteForCausalLM(RecurrentByteLM):
     """
 
     config: GRUByteConfig
-    # Nothing depends on them: processes would wait for their gradients forever.
-    _ddp_params_and_buffers_to_ignore = ["padding_parameters"]
+    # Nothing depends on them: processes would wait for gradients. With a dot, as torch also names those of a root.
+    _ddp_params_and_buffers_to_ignore = ["padding_parameters", ".padding_parameters"]
 
     def __init__(self, config: GRUByteConfig):
         super().__init__(config)
@@ -69,6 +69,7 @@ class GRUByteForCausalLM(RecurrentByteLM):
             outputs, state = block(hidden_states[-1], layer.states.get("encoder"), rows.lengths)
             layer.remember(encoder=state)
             hidden_states.append(hidden_states[-1] + outputs)
+        cache.count_tokens(input_ids.shape[1])
         logits = self.lm_head(hidden_states[-1])
         loss = None if labels is None else self.byte_loss(logits, labels, rows)
         show_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
@@ -76,7 +77,7 @@ class GRUByteForCausalLM(RecurrentByteLM):
             loss=loss,
             logits=kept_columns(rows.to_columns(logits), logits_to_keep),
             losses=None if loss is None else {"byte_decoder": loss},
-            hidden_states=tuple(map(rows.to_columns, hidden_states)) if show_states else None,
+            hidden_states=tuple(map(rows.states_in_columns, hidden_states)) if show_states else None,
             past_key_values=cache if use_cache or (use_cache is None and self.config.use_cache) else None,
         )
 
