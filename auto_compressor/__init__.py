@@ -11,10 +11,16 @@ from .configuration_autocompressor import (
     Qwen2AutoCompressorConfig,
     Qwen3AutoCompressorConfig,
 )
+from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
     HierarchicalAutoencoderConfig,
     HierarchicalLevelConfig,
+)
+from .continuous_outputs import (
+    ContinuousDecoderOutput,
+    ContinuousEncoderOutput,
+    ContinuousTextAutoencoderOutput,
 )
 from .hierarchical_outputs import (
     HierarchicalAutoencoderOutput,
@@ -31,6 +37,7 @@ from .modeling_autocompressor import (
     Qwen2AutoCompressorModel,
     Qwen3AutoCompressorModel,
 )
+from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
 from .modeling_hierarchical_autoencoder import (
     ByteSegmentCompressor,
     CodeExpander,
@@ -59,6 +66,8 @@ AutoModelForCausalLM.register(GemmaAutoCompressorConfig, GemmaAutoCompressorMode
 AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
 AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
 AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
+AutoConfig.register("continuous_text_autoencoder", ContinuousTextAutoencoderConfig)
+AutoModel.register(ContinuousTextAutoencoderConfig, ContinuousTextAutoencoder)
 
 __all__ = [
     "AutoCompressorMixin",
@@ -69,6 +78,11 @@ __all__ = [
     "CodeExpander",
     "CodeSequenceConfig",
     "CodeSequenceTransformer",
+    "ContinuousDecoderOutput",
+    "ContinuousEncoderOutput",
+    "ContinuousTextAutoencoder",
+    "ContinuousTextAutoencoderConfig",
+    "ContinuousTextAutoencoderOutput",
     "GemmaAutoCompressorConfig",
     "GemmaAutoCompressorModel",
     "HierarchicalAutoencoder",
