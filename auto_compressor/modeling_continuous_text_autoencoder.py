@@ -164,7 +164,8 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         check_latents(latents, latent_attention_mask, self.config.latent_dim)
         if latent_attention_mask is None:
             latent_attention_mask = torch.ones(latents.shape[:2], device=latents.device)
-        return ContinuousDecoderOutput(logits=self.lm_head(self.decoder(latents, latent_attention_mask.bool())))
+        states = self.decoder(latents.to(self.dtype), latent_attention_mask.bool())
+        return ContinuousDecoderOutput(logits=self.lm_head(states))
 
     def decode_columns(
         self, latents: torch.Tensor, latent_attention_mask: torch.Tensor, places: torch.LongTensor
@@ -235,11 +236,11 @@ class ContinuousTextAutoencoder(PreTrainedModel):
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Brings latents `(..., latent_dim)` to mean 0 and variance 1 in every dimension, as found in training."""
-        return (latents - self.latent_norm.mean) / self.latent_scale()
+        return ((latents - self.latent_norm.mean) / self.latent_scale()).to(latents.dtype)
 
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Undoes `normalize_latents`."""
-        return latents * self.latent_scale() + self.latent_norm.mean
+        return (latents * self.latent_scale() + self.latent_norm.mean).to(latents.dtype)
 
     def latent_scale(self) -> torch.Tensor:
         return (self.latent_norm.variance + 1e-6).sqrt()
@@ -314,9 +315,10 @@ def check_labels(labels: torch.LongTensor, input_ids: torch.LongTensor):
 
 
 def check_latents(latents: torch.Tensor, latent_attention_mask: torch.Tensor | None, latent_dim: int):
-    if latents.ndim != 3 or latents.shape[-1] != latent_dim:
+    if latents.ndim != 3 or not latents.numel() or latents.shape[-1] != latent_dim:
         raise ValueError(
-            f"`latents` must have the shape (batch_size, latent_length, {latent_dim}), got {tuple(latents.shape)}."
+            f"`latents` must have the shape (batch_size, latent_length, {latent_dim}), with one latent at least, got"
+            f" {tuple(latents.shape)}."
         )
     if latent_attention_mask is not None and latent_attention_mask.shape != latents.shape[:2]:
         raise ValueError(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -22,7 +23,8 @@ def orthogonalize(matrix: torch.Tensor, ns_steps: int) -> torch.Tensor:
     found = found / found.norm().clamp(min=1e-7)
     for _ in range(ns_steps):
         gram = found @ found.T
-        found = a * found + (b * gram + c * gram @ gram) @ found
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        found = torch.addmm(found, polynomial, found, beta=a)
     return found.T if tall else found
 
 
@@ -102,24 +104,23 @@ def is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.startswith("weight") and not isinstance(module, nn.Embedding)
 
 
-def muon_with_adamw(model: nn.Module, muon_heads: bool = False, **kwargs) -> MuonWithAdamW:
+def muon_with_adamw(model: PreTrainedModel, muon_heads: bool = False, **kwargs) -> MuonWithAdamW:
     """
-    Muon for the matrices of a model, AdamW for embeddings, norms, biases, vectors and heads.
-
-    Heads are modules named `..._head`, and the output embeddings.
+    Muon for the matrices of a model; AdamW for embeddings, norms, biases, learned vectors and heads, which are modules
+    named `head` or `..._head` and the output embeddings.
 
     Args:
-        model (`nn.Module`): Parameters that need no gradient are left out.
+        model ([`PreTrainedModel`]): Parameters that need no gradient are left out.
         muon_heads (`bool`, defaults to `False`): Heads are among Muon's matrices, unless they are the embeddings.
         kwargs: Those of [`MuonWithAdamW`].
     """
     matrices, others = {}, {}
     for module_name, module in model.named_modules():
-        is_head = module_name.endswith("_head") and not muon_heads
+        is_head = module_name.endswith("head") or module is model.get_output_embeddings()
         for name, parameter in module.named_parameters(recurse=False):
-            kind = matrices if is_matrix(module, name, parameter) and not is_head else others
+            muon = is_matrix(module, name, parameter) and (muon_heads or not is_head)
             if parameter.requires_grad:
-                kind[parameter] = None
+                (matrices if muon else others)[parameter] = None
     return MuonWithAdamW([parameter for parameter in matrices if parameter not in others], others, **kwargs)
 
 

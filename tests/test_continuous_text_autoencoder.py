@@ -364,6 +364,15 @@ def test_latent_statistics():
     assert_close(model.denormalize_latents(normal), latents, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_half_precision_takes_any_latents():
+    """Statistics stay in float32; latents come back in the dtype that they were given in."""
+    model, ids = tiny_model("conv", torch.bfloat16), random_ids(1, 8)
+    latents = model.encode(ids).mean
+    assert model.normalize_latents(latents).dtype == model.denormalize_latents(latents).dtype == torch.bfloat16
+    assert torch.equal(model.decode(latents.float()).logits, model.decode(latents).logits)
+
+
 # Reconstruction
 
 
@@ -470,9 +479,9 @@ def test_rejects_a_mask_or_labels_of_another_shape():
         model(ids, labels=ids[:, :4])
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 7), (3, 6), (1, 6, 3)])
+@pytest.mark.parametrize("shape", [(1, 3, 7), (3, 6), (1, 6, 3), (1, 0, 6)])
 def test_rejects_latents_of_another_width(shape):
-    with pytest.raises(ValueError, match=r"`latents` must have the shape \(batch_size, latent_length, 6\), got"):
+    with pytest.raises(ValueError, match=r"`latents` must have the shape \(batch_size, latent_length, 6\), with .* got"):
         tiny_model("conv").decode(torch.zeros(shape))
 
 

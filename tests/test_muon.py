@@ -9,7 +9,7 @@ from test_continuous_text_autoencoder import tiny_model
 from test_hierarchical_autoencoder import tiny_model as tiny_hierarchical
 from torch import nn
 from torch.testing import assert_close
-from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
+from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
 from auto_compressor.muon import MuonWithAdamW, muon_with_adamw, orthogonalize
 
@@ -145,6 +145,13 @@ def test_groups_of_other_families():
     adamw, muon = names_of_groups(tiny_hierarchical("ema_vq"))
     assert {"compressors.0.pooler.queries", "expanders.0.end_head.weight"} < adamw
     assert {"compressors.0.code_proj.weight", "expanders.0.embed_codes.weight"} < muon
+
+
+def test_output_embeddings_are_a_head_by_any_name():
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    adamw, muon = names_of_groups(BertForMaskedLM(BertConfig(**sizes, tie_word_embeddings=False)))
+    assert "cls.predictions.decoder.weight" in adamw
+    assert "cls.predictions.transform.dense.weight" in muon
 
 
 # Saving and resuming
