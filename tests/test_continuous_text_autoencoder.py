@@ -202,6 +202,18 @@ def test_any_length(name, length):
 
 @torch.no_grad()
 @all_models
+def test_latents_tell_every_token_from_padding(name):
+    """What fills up the last latent is no token; a token alone in its latent counts."""
+    model = tiny_model(name)
+    for length in range(1, model.config.total_stride):
+        ids = random_ids(1, length)
+        longer, other = F.pad(ids, (0, 1)), torch.cat([ids[:, :-1], ids[:, -1:] - 1], dim=1)
+        means = [model.encode(text).mean for text in (ids, longer, other)]
+        assert not torch.equal(means[0], means[1]) and not torch.equal(means[0], means[2])
+
+
+@torch.no_grad()
+@all_models
 def test_rows_are_independent(name):
     model, ids = tiny_model(name), random_ids(3, 10)
     expected = model(ids)
@@ -365,9 +377,11 @@ def test_latent_statistics():
 
 
 @torch.no_grad()
-def test_half_precision_takes_any_latents():
-    """Statistics stay in float32; latents come back in the dtype that they were given in."""
-    model, ids = tiny_model("conv", torch.bfloat16), random_ids(1, 8)
+def test_half_precision(tmp_path):
+    """Statistics stay in float32; latents come back in the dtype that they were given in, and any is decoded."""
+    tiny_model("conv").save_pretrained(tmp_path)
+    model, ids = ContinuousTextAutoencoder.from_pretrained(tmp_path, dtype=torch.bfloat16), random_ids(1, 8)
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
     latents = model.encode(ids).mean
     assert model.normalize_latents(latents).dtype == model.denormalize_latents(latents).dtype == torch.bfloat16
     assert torch.equal(model.decode(latents.float()).logits, model.decode(latents).logits)
@@ -481,7 +495,9 @@ def test_rejects_a_mask_or_labels_of_another_shape():
 
 @pytest.mark.parametrize("shape", [(1, 3, 7), (3, 6), (1, 6, 3), (1, 0, 6)])
 def test_rejects_latents_of_another_width(shape):
-    with pytest.raises(ValueError, match=r"`latents` must have the shape \(batch_size, latent_length, 6\), with .* got"):
+    with pytest.raises(
+        ValueError, match=r"`latents` must have the shape \(batch_size, latent_length, 6\), with .* got"
+    ):
         tiny_model("conv").decode(torch.zeros(shape))
 
 
