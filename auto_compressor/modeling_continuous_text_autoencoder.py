@@ -121,7 +121,7 @@ class ContinuousTextAutoencoder(PreTrainedModel):
 
     def posterior(self, input_ids: torch.LongTensor, mask: torch.BoolTensor) -> ContinuousEncoderOutput:
         """`encode` for ids and mask from `align_rows`."""
-        if not self.training:  # which would have to wait for the device at every step
+        if not self.training:  # where it would wait for the device at every step
             check_vocabulary(input_ids, self.config.vocab_size)
         hidden_states = self.encoder(self.embed(input_ids), mask)
         return ContinuousEncoderOutput(
