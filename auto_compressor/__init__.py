@@ -2,7 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from .adaptive_outputs import ByteLMOutput
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
+from .configuration_adaptive_byte import AdaptiveByteConfig
 from .configuration_autocompressor import (
     GemmaAutoCompressorConfig,
     LlamaAutoCompressorConfig,
@@ -12,6 +14,7 @@ from .configuration_autocompressor import (
     Qwen3AutoCompressorConfig,
 )
 from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
+from .configuration_gru_byte import GRUByteConfig
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
     HierarchicalAutoencoderConfig,
@@ -27,6 +30,7 @@ from .hierarchical_outputs import (
     HierarchicalDecoderOutput,
     HierarchicalEncoderOutput,
 )
+from .modeling_adaptive_byte import AdaptiveByteForCausalLM
 from .modeling_autocompressor import (
     AutoCompressorMixin,
     AutoCompressorModel,
@@ -38,6 +42,7 @@ from .modeling_autocompressor import (
     Qwen3AutoCompressorModel,
 )
 from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
+from .modeling_gru_byte import GRUByteForCausalLM
 from .modeling_hierarchical_autoencoder import (
     ByteSegmentCompressor,
     CodeExpander,
@@ -47,6 +52,7 @@ from .modeling_hierarchical_autoencoder import (
     SlidingWindowAttention,
     VectorQuantizer,
 )
+from .recurrent_cache import RecurrentCache
 from .softprompt_cache import SoftpromptCache
 from .tokenization_bytes import ByteTokenizer
 
@@ -68,11 +74,20 @@ AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
 AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
 AutoConfig.register("continuous_text_autoencoder", ContinuousTextAutoencoderConfig)
 AutoModel.register(ContinuousTextAutoencoderConfig, ContinuousTextAutoencoder)
+AutoConfig.register("adaptive_byte", AdaptiveByteConfig)
+AutoConfig.register("gru_byte", GRUByteConfig)
+AutoModelForCausalLM.register(AdaptiveByteConfig, AdaptiveByteForCausalLM)
+AutoModelForCausalLM.register(GRUByteConfig, GRUByteForCausalLM)
+AutoTokenizer.register(AdaptiveByteConfig, tokenizer_class=ByteTokenizer)
+AutoTokenizer.register(GRUByteConfig, tokenizer_class=ByteTokenizer)
 
 __all__ = [
+    "AdaptiveByteConfig",
+    "AdaptiveByteForCausalLM",
     "AutoCompressorMixin",
     "AutoCompressorModel",
     "AutoCompressorOutput",
+    "ByteLMOutput",
     "ByteSegmentCompressor",
     "ByteTokenizer",
     "CodeExpander",
@@ -83,6 +98,8 @@ __all__ = [
     "ContinuousTextAutoencoder",
     "ContinuousTextAutoencoderConfig",
     "ContinuousTextAutoencoderOutput",
+    "GRUByteConfig",
+    "GRUByteForCausalLM",
     "GemmaAutoCompressorConfig",
     "GemmaAutoCompressorModel",
     "HierarchicalAutoencoder",
@@ -102,6 +119,7 @@ __all__ = [
     "Qwen2AutoCompressorModel",
     "Qwen3AutoCompressorConfig",
     "Qwen3AutoCompressorModel",
+    "RecurrentCache",
     "SegmentSummary",
     "SlidingWindowAttention",
     "SoftpromptCache",
