@@ -36,79 +36,73 @@ def channel_norm(norm: nn.RMSNorm, hidden_states: torch.Tensor) -> torch.Tensor:
     return norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
 
-def residual_blocks(count: int, in_channels: int, channels: int, eps: float) -> nn.ModuleList:
-    return nn.ModuleList(ResidualBlock(channels if index else in_channels, channels, eps) for index in range(count))
+class Downsampling(nn.Conv1d):
+    """A convolution that halves the length."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(batch, in_channels, length)` and `(batch, 1, length)` -> `(batch, out_channels, length / 2)`."""
+        return super().forward(hidden_states * mask)
 
 
-class DownsamplingLevel(nn.Module):
-    """Residual blocks, and a convolution that halves the length."""
+class Upsampling(nn.ConvTranspose1d):
+    """A transposed convolution that doubles the length."""
 
-    def __init__(self, num_blocks: int, in_channels: int, channels: int, eps: float):
-        super().__init__()
-        self.blocks = residual_blocks(num_blocks, in_channels, channels, eps)
-        in_channels = channels if num_blocks else in_channels
-        self.downsample = nn.Conv1d(in_channels, 2 * channels, kernel_size=4, stride=2, padding=1)
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
 
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        for block in self.blocks:
-            hidden_states = block(hidden_states, mask)
-        return self.downsample(hidden_states * mask), mask[..., ::2]
-
-
-class UpsamplingLevel(nn.Module):
-    """A transposed convolution that doubles the length, and residual blocks."""
-
-    def __init__(self, num_blocks: int, channels: int, eps: float):
-        super().__init__()
-        self.upsample = nn.ConvTranspose1d(2 * channels, channels, kernel_size=4, stride=2, padding=1)
-        self.blocks = residual_blocks(num_blocks, channels, channels, eps)
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden_states, mask = self.upsample(hidden_states * mask), mask.repeat_interleave(2, dim=-1)
-        for block in self.blocks:
-            hidden_states = block(hidden_states, mask)
-        return hidden_states, mask
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(batch, in_channels, length)` and `(batch, 1, length)` -> `(batch, out_channels, 2 * length)`."""
+        return super().forward(hidden_states * mask)
 
 
 class ConvEncoder(nn.Module):
-    """Levels from full length down, and a residual block at the bottom."""
+    """Levels from full length down, each of residual blocks and a downsampling, and a residual block at the bottom."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        eps, in_channels, self.levels = config.rms_norm_eps, config.embedding_size, nn.ModuleList()
+        eps, in_channels, self.blocks = config.rms_norm_eps, config.embedding_size, nn.ModuleList()
         for level, num_blocks in enumerate(config.num_residual_blocks):
             channels = config.hidden_size * 2**level
-            self.levels.append(DownsamplingLevel(num_blocks, in_channels, channels, eps))
+            for _ in range(num_blocks):
+                self.blocks.append(ResidualBlock(in_channels, channels, eps))
+                in_channels = channels
+            self.blocks.append(Downsampling(in_channels, 2 * channels))
             in_channels = 2 * channels
         self.output_size = config.hidden_size * config.total_stride
-        self.bottom_block = ResidualBlock(in_channels, self.output_size, eps)
+        self.blocks.append(ResidualBlock(in_channels, self.output_size, eps))
 
     def forward(self, embeddings: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
         hidden_states, mask = embeddings.transpose(1, 2), mask[:, None].to(embeddings.dtype)
-        for level in self.levels:
-            hidden_states, mask = level(hidden_states, mask)
-        return self.bottom_block(hidden_states, mask).transpose(1, 2)
+        for block in self.blocks:
+            stride = mask.shape[-1] // hidden_states.shape[-1]
+            hidden_states = block(hidden_states, mask[..., ::stride])
+        return hidden_states.transpose(1, 2)
 
 
 class ConvDecoder(nn.Module):
-    """A residual block at the bottom, and levels up to full length."""
+    """A residual block at the bottom, and levels up to full length, each of an upsampling and residual blocks."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         eps, channels = config.rms_norm_eps, config.hidden_size * config.total_stride
         self.latent_proj = nn.Linear(config.latent_dim, channels)
         self.bottom_block = ResidualBlock(channels, channels, eps)
-        self.levels = nn.ModuleList(
-            UpsamplingLevel(num_blocks, config.hidden_size * 2**level, eps)
-            for level, num_blocks in reversed(list(enumerate(config.num_residual_blocks)))
-        )
+        self.blocks = nn.ModuleList()
+        for level, num_blocks in reversed(list(enumerate(config.num_residual_blocks))):
+            channels = config.hidden_size * 2**level
+            self.blocks.append(Upsampling(2 * channels, channels))
+            self.blocks.extend(ResidualBlock(channels, channels, eps) for _ in range(num_blocks))
         self.output_size = config.hidden_size
 
     def forward(self, latents: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
         hidden_states, mask = self.latent_proj(latents).transpose(1, 2), mask[:, None].to(latents.dtype)
         hidden_states = self.bottom_block(hidden_states, mask)
-        for level in self.levels:
-            hidden_states, mask = level(hidden_states, mask)
+        for block in self.blocks:
+            stride = hidden_states.shape[-1] // mask.shape[-1]
+            hidden_states = block(hidden_states, mask.repeat_interleave(stride, dim=-1))
         return hidden_states.transpose(1, 2)
 
 

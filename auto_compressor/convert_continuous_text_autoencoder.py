@@ -1,4 +1,4 @@
-"""Published checkpoints of the continuous text autoencoder: their settings and their names of weights."""
+"""Published checkpoints of the continuous text autoencoder: their settings, their names, and what they lack."""
 
 import re
 from itertools import pairwise
@@ -7,58 +7,61 @@ from typing import Any
 import torch
 
 
-RENAMED = {
-    "encoder.embedding": "embed_tokens",
-    "encoder.fc_mu": "mean_head",
-    "encoder.fc_logvar": "logvar_head",
-    "decoder.fc": "decoder.latent_proj",
-    "decoder.out_conv": "lm_head",
+BLOCK = r"((?:en|de)coder\.(?:blocks\.\d+|bottom_block))"
+# Patterns of published names, and what they are called here.
+CONTINUOUS_WEIGHTS = [
+    (r"encoder\.embedding\.", r"embed_tokens."),
+    (r"encoder\.fc_mu\.", r"mean_head."),
+    (r"encoder\.fc_logvar\.", r"logvar_head."),
+    (r"decoder\.fc\.", r"decoder.latent_proj."),
+    (r"decoder\.out_conv\.", r"lm_head."),
+    (rf"{BLOCK}\.(conv\d|skip)\.", r"\1.\2."),
+    (rf"{BLOCK}\.(norm\d)\.ln\.", r"\1.\2."),
+    (rf"{BLOCK}\.(?:de)?conv\.", r"\1."),
+]
+CONTINUOUS_FIELDS = {
+    "embed_dim": "embedding_size",
+    "base_channels": "hidden_size",
+    "num_res_blocks": "num_residual_blocks",
 }
-LINEAR = tuple(f"{name}.weight" for name in RENAMED.values() if name != "embed_tokens")
+# Settings that are widths: of which weight, and which of its dimensions.
+WIDTHS = {
+    "vocab_size": ("encoder.embedding.weight", 0),
+    "embed_dim": ("encoder.embedding.weight", 1),
+    "base_channels": ("decoder.out_conv.weight", 1),
+    "latent_dim": ("encoder.fc_mu.weight", 0),
+}
 
 
-def residual_blocks_per_level(weights: dict[str, torch.Tensor]) -> list[int]:
-    """The published setting `num_res_blocks`: the blocks in front of every downsampling convolution."""
-    found = (re.fullmatch(r"encoder\.blocks\.(\d+)\.conv\.weight", name) for name in weights)
-    downsampling = sorted(int(match[1]) for match in found if match)
-    return [after - before - 1 for before, after in pairwise([-1, *downsampling])]
+def find_weights(checkpoint: Any) -> dict[str, torch.Tensor] | None:
+    """The weights in what a published file holds: all of it, or one of its entries; None if there are none."""
+    for found in (checkpoint, *(checkpoint.values() if isinstance(checkpoint, dict) else ())):
+        if isinstance(found, dict) and found and all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+            # Training on several devices, or compiled, puts this in front of every name.
+            return {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): tensor for name, tensor in found.items()}
+    return None
 
 
-def published_fields(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The fields of [`ContinuousTextAutoencoderConfig`] for published weights, read from their shapes."""
-    vocab_size, embedding_size = weights["encoder.embedding.weight"].shape
-    return {
-        "architecture": "conv",
-        "vocab_size": vocab_size,
-        "embedding_size": embedding_size,
-        "hidden_size": weights["decoder.out_conv.weight"].shape[1],
-        "latent_dim": weights["encoder.fc_mu.weight"].shape[0],
-        "num_residual_blocks": residual_blocks_per_level(weights),
+def published_settings(weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """The published settings, as far as published weights tell them by their shapes."""
+    settings = {
+        setting: weights[name].shape[dim]
+        for setting, (name, dim) in WIDTHS.items()
+        if name in weights and weights[name].ndim > dim
     }
+    matches = (re.fullmatch(r"encoder\.blocks\.(\d+)\.conv\.weight", name) for name in weights)
+    downsampling = sorted(int(match[1]) for match in matches if match)
+    return settings | {"num_res_blocks": [after - before - 1 for before, after in pairwise([-1, *downsampling])]}
 
 
-def block_names(num_residual_blocks: list[int]) -> dict[str, str]:
-    """The numbered blocks of either side in the published order, and their names here."""
-    names, encoder, decoder = {}, [], []
-    for level, count in enumerate(num_residual_blocks):
-        encoder += [f"encoder.levels.{level}.blocks.{block}" for block in range(count)]
-        encoder.append(f"encoder.levels.{level}.downsample")
-    for level, count in enumerate(reversed(num_residual_blocks)):
-        decoder.append(f"decoder.levels.{level}.upsample")
-        decoder += [f"decoder.levels.{level}.blocks.{block}" for block in range(count)]
-    for side, ours in (("encoder", [*encoder, "encoder.bottom_block"]), ("decoder", decoder)):
-        names |= {f"{side}.blocks.{index}": name for index, name in enumerate(ours)}
-    return names
+def complete_weights(weights: dict[str, torch.Tensor], latent_dim: int) -> dict[str, torch.Tensor]:
+    """Published weights under the names here, in the shapes here, and with statistics of latents, which are new."""
+    for name in ("mean_head.weight", "logvar_head.weight", "decoder.latent_proj.weight", "lm_head.weight"):
+        if name in weights:  # a convolution of kernel 1 there
+            weights = weights | {name: weights[name].squeeze(-1)}
+    mean, variance = torch.zeros(latent_dim), torch.ones(latent_dim)
+    statistics = {"mean": mean, "variance": variance, "num_batches": torch.zeros(())}
+    return weights | {f"latent_norm.{name}": tensor for name, tensor in statistics.items()}
 
 
-def convert_weights(weights: dict[str, torch.Tensor], num_residual_blocks: list[int]) -> dict[str, torch.Tensor]:
-    """Published weights under the names, and in the shapes, of [`ContinuousTextAutoencoder`]."""
-    names, converted = RENAMED | block_names(num_residual_blocks), {}
-    for published, tensor in weights.items():
-        name = re.sub(r"^(encoder|decoder)\.(blocks\.\d+|\w+)(?=\.)", lambda m: names.get(m[0], m[0]), published)
-        name = re.sub(r"(\.norm\d)\.ln\.|(\.(?:down|up)sample)\.(?:de)?conv\.", r"\1\2.", name)
-        converted[name] = tensor.squeeze(-1) if name in LINEAR else tensor
-    return converted
-
-
-__all__ = ["convert_weights", "published_fields"]
+__all__ = ["CONTINUOUS_FIELDS", "CONTINUOUS_WEIGHTS", "complete_weights", "find_weights", "published_settings"]

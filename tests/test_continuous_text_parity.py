@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import get_cosine_schedule_with_warmup
+from transformers import AutoModel, get_cosine_schedule_with_warmup
 
-from auto_compressor import ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
-from auto_compressor.convert_continuous_text_autoencoder import convert_weights, published_fields
+from auto_compressor import ContinuousTextAutoencoder
+from auto_compressor.cli.main import main
+from auto_compressor.convert import load_published, own_name
+from auto_compressor.convert_continuous_text_autoencoder import complete_weights
 from auto_compressor.muon import MuonWithAdamW, muon_with_adamw
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "continuous_text"
 CASES = json.loads((FIXTURES / "cases.json").read_text())
+FAMILY = "continuous_text_autoencoder"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -32,12 +35,29 @@ def published_weights(tensors, prefix="param."):
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def load_model(case, tensors) -> ContinuousTextAutoencoder:
-    weights = published_weights(tensors)
-    model = ContinuousTextAutoencoder(ContinuousTextAutoencoderConfig(**published_fields(weights))).eval()
-    found = model.load_state_dict(convert_weights(weights, model.config.num_residual_blocks), strict=False)
-    assert not found.unexpected_keys and all(name.startswith("latent_norm.") for name in found.missing_keys)
-    return model
+def own_weights(tensors, prefix) -> dict[str, torch.Tensor]:
+    """Published tensors under our names, in our shapes."""
+    weights = {own_name(FAMILY, name): tensor for name, tensor in published_weights(tensors, prefix).items()}
+    return {name: tensor for name, tensor in complete_weights(weights, 1).items() if name in weights}
+
+
+def published_folder(path, case) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(case["config"]))
+    save_file(published_weights(tensors_of(case)), path / "model.safetensors")
+    return path
+
+
+@pytest.fixture
+def load_model(tmp_path):
+    """The model of a case: the published folder, converted by the command, as `AutoModel` loads it."""
+
+    def load(case) -> ContinuousTextAutoencoder:
+        source, target = published_folder(tmp_path / "source", case), str(tmp_path / "target")
+        assert main(["convert", "--family", FAMILY, str(source), target]) == 0
+        return AutoModel.from_pretrained(target)
+
+    return load
 
 
 def channels_last(tensor):
@@ -45,9 +65,10 @@ def channels_last(tensor):
 
 
 @cases("autoencoder_cases")
-def test_settings_are_read_from_the_weights(case):
-    model, settings = load_model(case, tensors_of(case)), case["config"]
+def test_settings(case, load_model):
+    model, settings = load_model(case), case["config"]
     config = model.config
+    assert type(model) is ContinuousTextAutoencoder
     assert (config.vocab_size, config.embedding_size) == (settings["vocab_size"], settings["embed_dim"])
     assert (config.hidden_size, config.latent_dim) == (settings["base_channels"], settings["latent_dim"])
     assert config.num_residual_blocks == settings["num_res_blocks"]
@@ -57,9 +78,9 @@ def test_settings_are_read_from_the_weights(case):
 
 @torch.no_grad()
 @cases("autoencoder_cases")
-def test_encode_and_decode(case):
+def test_encode_and_decode(case, load_model):
     tensors = tensors_of(case)
-    model = load_model(case, tensors)
+    model = load_model(case)
     encoded = model.encode(tensors["input_ids"])
     assert_close(encoded.mean, channels_last(tensors["mu"]), **CLOSE)
     assert_close(encoded.logvar, channels_last(tensors["logvar"]), **CLOSE)
@@ -71,10 +92,10 @@ def test_encode_and_decode(case):
 
 
 @cases("autoencoder_cases")
-def test_loss_and_gradients(case, monkeypatch):
+def test_loss_and_gradients(case, load_model, monkeypatch):
     """With the noise of the case, the loss and its gradients; padding counts as any token there."""
     tensors = tensors_of(case)
-    model = load_model(case, tensors)
+    model = load_model(case)
     ids, noise = tensors["input_ids"], channels_last(tensors["eps"])
     monkeypatch.setattr(torch, "randn_like", lambda like: noise)
     output = model(ids, labels=ids, sample=True)
@@ -87,7 +108,7 @@ def test_loss_and_gradients(case, monkeypatch):
     means = model(ids, labels=ids).losses["reconstruction"]
     assert means.item() == pytest.approx(case["recon_loss_from_mu"], rel=1e-5)
     output.loss.backward()
-    expected = convert_weights(published_weights(tensors, "grad."), model.config.num_residual_blocks)
+    expected = own_weights(tensors, "grad.")
     assert len(expected) == 5
     for name, gradient in expected.items():
         assert_close(model.get_parameter(name).grad, gradient, **CLOSE)
@@ -108,16 +129,14 @@ def test_muon(case):
 
 
 @cases("train_cases")
-def test_training(case):
+def test_training(case, load_model):
     tensors = tensors_of(case)
-    model, ids = load_model(case, tensors), tensors["input_ids"]
+    model, ids = load_model(case), tensors["input_ids"]
     options = {"lr": case["lr"], "weight_decay": case["weight_decay"], "betas": tuple(case["betas"])}
     optimizer = muon_with_adamw(model, muon_scale=1.0, muon_heads=True, **options)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    published = convert_weights(
-        dict.fromkeys(case["orthogonalised_parameters"], torch.empty(1, 1, 1)), model.config.num_residual_blocks
-    )
-    assert {names[parameter] for parameter in optimizer.param_groups[1]["params"]} == set(published)
+    published = {own_name(FAMILY, name) for name in case["orthogonalised_parameters"]}
+    assert {names[parameter] for parameter in optimizer.param_groups[1]["params"]} == published
     scheduler = get_cosine_schedule_with_warmup(optimizer, case["warmup_steps"], case["total_steps"])
     for loss, lr in zip(case["losses"], case["lrs"], strict=True):
         found = F.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten())
@@ -128,7 +147,7 @@ def test_training(case):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    final = convert_weights(published_weights(tensors, "final."), model.config.num_residual_blocks)
+    final = own_weights(tensors, "final.")
     assert {"embed_tokens.weight", "lm_head.weight"} < set(final)
     for name, expected in final.items():
         assert_close(model.get_parameter(name).detach(), expected, **CLOSE)
@@ -144,3 +163,63 @@ def test_schedule(case):
             assert optimizer.param_groups[1]["lr"] == pytest.approx(case["factor"][str(step)], rel=1e-6, abs=1e-12)
         optimizer.step()
         schedule.step()
+
+
+# Conversion
+
+
+CASE = CASES["autoencoder_cases"][1]
+
+
+def assert_converted(model):
+    expected = own_weights(tensors_of(CASE), "param.")
+    found = model.state_dict()
+    assert set(found) - set(expected) == {f"latent_norm.{name}" for name in ("mean", "variance", "num_batches")}
+    assert_close({name: found[name] for name in expected}, expected, rtol=0, atol=0)
+    latents = torch.ones(1, 1, model.config.latent_dim)
+    assert_close(model.normalize_latents(latents), latents)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("entry", [None, "model_state_dict"])
+def test_state_dicts_need_no_settings(prefix, entry, tmp_path):
+    """They follow from the shapes; whatever else the file holds beside the weights."""
+    weights = {prefix + name: tensor for name, tensor in published_weights(tensors_of(CASE)).items()}
+    checkpoint = weights if entry is None else {"step": 7, "optimizer": {"lr": 1.0}, entry: weights}
+    torch.save(checkpoint, tmp_path / "model.pt")
+    assert_converted(load_published(FAMILY, tmp_path / "model.pt"))
+
+
+def test_folders_without_settings(tmp_path):
+    source = published_folder(tmp_path / "source", CASE | {"config": {}})
+    assert_converted(load_published(FAMILY, source))
+
+
+@pytest.mark.parametrize("setting", CASE["config"])
+def test_settings_of_another_model(setting, tmp_path):
+    value = CASE["config"][setting]
+    other = [2, 2] if isinstance(value, list) else value + 1
+    source = published_folder(tmp_path / "source", CASE | {"config": CASE["config"] | {setting: other}})
+    with pytest.raises(ValueError, match="must be those of its config"):
+        load_published(FAMILY, source)
+
+
+def test_wrong_weights(tmp_path):
+    weights = published_weights(tensors_of(CASE))
+    for name in ("encoder.embedding.weight", "encoder.fc_mu.weight", "encoder.blocks.1.conv.weight"):
+        torch.save({key: weights[key] for key in weights if key != name}, tmp_path / "model.pt")
+        with pytest.raises(ValueError, match="must be those of its config"):
+            load_published(FAMILY, tmp_path / "model.pt")
+    for checkpoint in ([1], {}, {"step": 1}):
+        torch.save(checkpoint, tmp_path / "model.pt")
+        with pytest.raises(ValueError, match="must hold weights by name"):
+            load_published(FAMILY, tmp_path / "model.pt")
+    torch.save({"encoder": torch.ones(1)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="must be of the family|must be those of its config"):
+        load_published(FAMILY, tmp_path / "model.pt")
+
+
+def test_another_family(tmp_path, capsys):
+    source = published_folder(tmp_path / "source", CASE)
+    assert main(["convert", "--family", "gru_byte", str(source), str(tmp_path / "target")]) == 1
+    assert "its weights are those of continuous_text_autoencoder" in capsys.readouterr().err

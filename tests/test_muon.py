@@ -116,9 +116,9 @@ def test_groups_of_convolutions():
     adamw, muon = names_of_groups(tiny_model("conv"))
     assert adamw | muon == {name for name, _ in tiny_model("conv").named_parameters()}
     assert {"embed_tokens.weight", "lm_head.weight", "mean_head.weight", "logvar_head.weight"} < adamw
-    assert {"encoder.levels.0.blocks.0.norm1.weight", "encoder.levels.0.blocks.0.conv1.bias"} < adamw
-    assert {"encoder.levels.0.blocks.0.skip.weight", "decoder.levels.1.upsample.weight"} < muon
-    assert {"encoder.bottom_block.conv1.weight", "decoder.latent_proj.weight"} < muon
+    assert {"encoder.blocks.0.norm1.weight", "encoder.blocks.0.conv1.bias"} < adamw
+    assert {"encoder.blocks.0.skip.weight", "decoder.blocks.2.weight"} < muon
+    assert {"decoder.bottom_block.conv1.weight", "decoder.latent_proj.weight"} < muon
     assert names_of_groups(tiny_model("conv"), muon_heads=True)[1] - muon == {
         "lm_head.weight",
         "mean_head.weight",

@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import decode, encode, evaluate, generate, perplexity, summarize
+from . import convert, decode, encode, evaluate, generate, perplexity, summarize
 
 
-COMMANDS = (summarize, generate, perplexity, encode, decode, evaluate)
+COMMANDS = (summarize, generate, perplexity, encode, decode, evaluate, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
