@@ -13,11 +13,17 @@ from .configuration_autocompressor import (
     Qwen2AutoCompressorConfig,
     Qwen3AutoCompressorConfig,
 )
+from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
 from .configuration_gru_byte import GRUByteConfig
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
     HierarchicalAutoencoderConfig,
     HierarchicalLevelConfig,
+)
+from .continuous_outputs import (
+    ContinuousDecoderOutput,
+    ContinuousEncoderOutput,
+    ContinuousTextAutoencoderOutput,
 )
 from .hierarchical_outputs import (
     HierarchicalAutoencoderOutput,
@@ -35,6 +41,7 @@ from .modeling_autocompressor import (
     Qwen2AutoCompressorModel,
     Qwen3AutoCompressorModel,
 )
+from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
 from .modeling_gru_byte import GRUByteForCausalLM
 from .modeling_hierarchical_autoencoder import (
     ByteSegmentCompressor,
@@ -65,6 +72,8 @@ AutoModelForCausalLM.register(GemmaAutoCompressorConfig, GemmaAutoCompressorMode
 AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
 AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
 AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
+AutoConfig.register("continuous_text_autoencoder", ContinuousTextAutoencoderConfig)
+AutoModel.register(ContinuousTextAutoencoderConfig, ContinuousTextAutoencoder)
 AutoConfig.register("adaptive_byte", AdaptiveByteConfig)
 AutoConfig.register("gru_byte", GRUByteConfig)
 AutoModelForCausalLM.register(AdaptiveByteConfig, AdaptiveByteForCausalLM)
@@ -84,6 +93,11 @@ __all__ = [
     "CodeExpander",
     "CodeSequenceConfig",
     "CodeSequenceTransformer",
+    "ContinuousDecoderOutput",
+    "ContinuousEncoderOutput",
+    "ContinuousTextAutoencoder",
+    "ContinuousTextAutoencoderConfig",
+    "ContinuousTextAutoencoderOutput",
     "GRUByteConfig",
     "GRUByteForCausalLM",
     "GemmaAutoCompressorConfig",

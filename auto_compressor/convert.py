@@ -1,4 +1,4 @@
-"""Published checkpoints of byte language models as folders that `from_pretrained` loads."""
+"""Published checkpoints of other families as folders that `from_pretrained` loads."""
 
 import dataclasses
 import json
@@ -14,12 +14,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .convert_continuous_text_autoencoder import (
+    CONTINUOUS_FIELDS,
+    CONTINUOUS_WEIGHTS,
+    complete_weights,
+    find_weights,
+    published_settings,
+)
 from .modeling_adaptive_byte import AdaptiveByteForCausalLM
+from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
 from .modeling_gru_byte import GRUByteForCausalLM
 from .tokenization_bytes import ByteTokenizer
 
 
-MODELS = {"adaptive_byte": AdaptiveByteForCausalLM, "gru_byte": GRUByteForCausalLM}
+MODELS = {
+    "adaptive_byte": AdaptiveByteForCausalLM,
+    "gru_byte": GRUByteForCausalLM,
+    "continuous_text_autoencoder": ContinuousTextAutoencoder,
+}
 
 # Patterns of published names, and what they are called here; behind a `+`, numbers are one higher.
 GRU = r"gru\.(\w+)_l(\d)"
@@ -41,11 +53,12 @@ RENAMED = {
         (r"byte_head\.", r"lm_head."),
         (rf"blocks\.(\d+)\.gru_block\.{GRU}", r"blocks.\1.layers.\3.\2_l0"),
     ],
+    "continuous_text_autoencoder": CONTINUOUS_WEIGHTS,
 }
 # Published fields that have another name here, and those that are called the same.
-RENAMED_FIELDS = {"byte_eos_id": "eos_token_id", "threshold": "border_error_threshold"}
+RENAMED_FIELDS = {"byte_eos_id": "eos_token_id", "threshold": "border_error_threshold"} | CONTINUOUS_FIELDS
 SAME_FIELDS = (
-    *("vocab_size", "hidden_size", "num_levels", "dropout", "border_mode"),
+    *("vocab_size", "hidden_size", "num_levels", "dropout", "border_mode", "latent_dim"),
     *("byte_entropy_threshold", "meta_uncertainty_threshold", "entropy_floor", "entropy_reg_weight"),
     *("encoder_loss_weight", "decoder_loss_weight", "meta_loss_weight", "uncertainty_loss_weight"),
 )
@@ -76,13 +89,13 @@ def family_of(names: list[str]) -> str:
     return max(MODELS, key=lambda family: sum(own_name(family, name) is not None for name in names))
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_checkpoint(path: Path) -> Any:
     """
-    Returns the fields of the config and the weights of a published `.pt` file, all under their published names.
+    Returns what a published `.pt` file holds.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it names anything but tensors, the published config and paths, or holds something else.
+        ValueError: if it names anything but tensors, the published config and paths.
     """
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
@@ -94,6 +107,21 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
         raise OSError(f"Cannot read the checkpoint {path}: it is damaged, or not what torch.save writes.") from error
     if unsafe:
         raise ValueError(f"{path} must hold tensors and a published config only, it names {', '.join(unsafe)}.")
+    return checkpoint
+
+
+def read_file(family: str, path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """
+    Returns the fields of the config and the weights of a published `.pt` file, all under their published names.
+
+    Raises:
+        OSError, ValueError: as `read_checkpoint`, and if it holds something else.
+    """
+    checkpoint = read_checkpoint(path)
+    if family == "continuous_text_autoencoder":
+        if (weights := find_weights(checkpoint)) is None:
+            raise ValueError(f"{path} must hold weights by name, alone or as one of its entries.")
+        return {}, weights
     if not is_published(checkpoint):
         raise ValueError(f"{path} must hold a published config, `config`, and weights by name, `model_state`.")
     return vars(checkpoint["config"]), checkpoint["model_state"]
@@ -108,7 +136,7 @@ def is_published(checkpoint: Any) -> bool:
 
 
 def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """As `read_checkpoint`, from `config.json` and `model.safetensors`."""
+    """As `read_file`, from `config.json` and `model.safetensors`."""
     try:
         return json.loads((path / "config.json").read_text(encoding="utf-8")), load_file(path / "model.safetensors")
     except (ValueError, SafetensorError) as error:
@@ -125,7 +153,8 @@ def own_config(family: str, published: dict[str, Any]) -> PreTrainedConfig:
     config_class = MODELS[family].config_class
     fields = {field: published[field] for field in SAME_FIELDS if field in published}
     fields |= {own: published[field] for field, own in RENAMED_FIELDS.items() if field in published}
-    fields["pad_token_id"] = fields.get("eos_token_id", config_class.pad_token_id)
+    if "eos_token_id" in fields:
+        fields["pad_token_id"] = fields["eos_token_id"]
     if published.get("level_thresholds"):
         fields["meta_uncertainty_threshold"] = published["level_thresholds"]
     known = {field.name for field in dataclasses.fields(config_class)}
@@ -140,9 +169,10 @@ def load_published(family: str, source: str | os.PathLike) -> PreTrainedModel:
     The model of a published checkpoint.
 
     Args:
-        family (`str`): `"adaptive_byte"` or `"gru_byte"`.
+        family (`str`): `"adaptive_byte"`, `"gru_byte"` or `"continuous_text_autoencoder"`.
         source: A published `.pt` file, which is read without running what it names, or a folder with `config.json`
-            and `model.safetensors` under the published names.
+            and `model.safetensors` under the published names. What a continuous text autoencoder lacks of its
+            settings is read from the shapes of its weights.
 
     Raises:
         OSError: if the source is missing or damaged.
@@ -150,12 +180,17 @@ def load_published(family: str, source: str | os.PathLike) -> PreTrainedModel:
             weights are not those of its config.
     """
     source = Path(source)
-    published, weights = read_folder(source) if source.is_dir() else read_checkpoint(source)
+    published, weights = read_folder(source) if source.is_dir() else read_file(family, source)
     if (found := family_of(list(weights))) != family:
         raise ValueError(f"{source} must be of the family {family}, its weights are those of {found}.")
+    if family == "continuous_text_autoencoder":
+        published = published_settings(weights) | published
     with torch.device("meta"):  # all weights are to come
         model = MODELS[family](own_config(family, published))
-    load_weights(model, {own_name(family, name) or name: tensor for name, tensor in weights.items()}, source)
+    weights = {own_name(family, name) or name: tensor for name, tensor in weights.items()}
+    if family == "continuous_text_autoencoder":
+        weights = complete_weights(weights, model.config.latent_dim)
+    load_weights(model, weights, source)
     return model
 
 
@@ -176,7 +211,8 @@ def load_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor], sourc
 
 def convert_checkpoint(family: str, source: str | os.PathLike, target: str | os.PathLike) -> PreTrainedModel:
     """
-    Writes the model of a published checkpoint, and its tokenizer, to a folder; it is there whole or not at all.
+    Writes the model of a published checkpoint, and the tokenizer of bytes, to a folder; it is there whole or not at
+    all.
 
     Args:
         family, source: As in [`load_published`].
@@ -196,7 +232,8 @@ def convert_checkpoint(family: str, source: str | os.PathLike, target: str | os.
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         model.save_pretrained(part)
-        ByteTokenizer().save_pretrained(part)
+        if family != "continuous_text_autoencoder":
+            ByteTokenizer().save_pretrained(part)
         os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)

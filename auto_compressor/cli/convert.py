@@ -6,11 +6,12 @@ from .common import silence_loading
 
 
 NAME = "convert"
-HELP = "convert a published checkpoint of a byte language model"
+HELP = "convert a published checkpoint"
+FAMILIES = ("adaptive_byte", "gru_byte", "continuous_text_autoencoder")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--family", required=True, choices=["adaptive_byte", "gru_byte"])
+    parser.add_argument("--family", required=True, choices=FAMILIES)
     parser.add_argument("source", help=".pt file, or folder with config.json and model.safetensors")
     parser.add_argument("target", help="folder to write, new or empty")
 
