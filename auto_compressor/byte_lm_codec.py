@@ -8,10 +8,10 @@ cross-entropy of the rest. The file adds its prefix and header (about 130 bytes)
 and what rounding costs, which is less than 0.1 % of a text.
 
 **Why both sides see the same numbers.** [`predictions`] is the program of both: the same calls of a float64 copy of
-the model, in the same order, with the same shapes, whatever the data; it reads a byte only after it predicted it. On
-one machine and number of threads that is equal to the last bit. Elsewhere the last bits may differ, so what is coded
-by are the probabilities rounded to multiples of 2**-18, which is the same number on both sides unless one of them lies
-on the border between two. The encoder sees this coming: where a probability is closer to such a border than a relative
+the model, in the same order, with the same shapes, on the same bytes, as it reads a byte only after it predicted it.
+On one machine and number of threads that is equal to the last bit. Elsewhere the last bits may differ, so what bytes
+are coded by are the probabilities rounded to multiples of 2**-18, which are the same on both sides unless one lies on
+the border between two. The encoder sees this coming: where a probability is closer to such a border than a relative
 1e-11, a thousand times what float64 loses on the way, the byte is coded as the first one is, and the file says so (5
 such bytes in a million). That is no promise: a model that computes in part in float32, as the norms of Llama do, or
 takes hard decisions may differ by more. Then the SHA-256 of the original refuses the result.
