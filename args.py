@@ -135,6 +135,10 @@ class AdaptiveByteArguments:
     )
     entropy_floor: float = field(default=0.0, metadata={"help": "Nats of entropy below which bytes are penalised."})
     entropy_reg_weight: float = field(default=1e-3, metadata={"help": "Weight of that penalty."})
+    encoder_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of predicting bytes by the lowest level alone."}
+    )
+    meta_loss_weight: float = field(default=1.0, metadata={"help": "Weight of predicting the states of patches."})
     add_encoder_states: bool = field(
         default=False, metadata={"help": "The head of the decoder reads the states of the byte encoder too."}
     )

@@ -450,12 +450,10 @@ class DataCollator:
     Args:
         pad_token_id (`int`): Token that fills `input_ids`.
         padding_side (`str`, defaults to `"right"`): `"right"` or `"left"`.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): What a trainer without `processing_class` saves.
     """
 
     pad_token_id: int
     padding_side: str = "right"
-    tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self):
         if not isinstance(self.pad_token_id, int):

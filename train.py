@@ -453,9 +453,10 @@ def make_byte_lm_trainer(
         # A document ends with the end-of-text token, and no window goes on into the next one.
         data_args, options = replace(data_args, add_special_tokens=True), {"cut": cut_documents}
     datasets = load_checked_datasets(data_args, training_args, tokenizer, window, model_args.cache_dir, **options)
-    # As `processing_class`, the tokenizer would give the model a padding token that it has no embedding of.
-    collator = DataCollator(model.config.pad_token_id, tokenizer=tokenizer)
-    return ByteLMTrainer(model=model, args=training_args, data_collator=collator, **datasets)
+    # As its `processing_class`, the tokenizer would give the model a padding token that it has no embedding of.
+    return ByteLMTrainer(
+        model=model, args=training_args, data_collator=DataCollator(model.config.pad_token_id), **datasets
+    )
 
 
 def load_checked_datasets(

@@ -1,7 +1,8 @@
 """Byte language models with adaptive borders beside the GRU baseline of as many parameters: bits per byte, and speed.
 
     python benchmarks/adaptive.py                       # 1,600 steps of every model, an hour and a half on one thread
-    python benchmarks/adaptive.py --steps 10000 --models "baseline, carried" "all options"
+    python benchmarks/adaptive.py --only quality --learning_rate 3e-3 --models "baseline, carried" \
+        "all options, loss weights"
     python benchmarks/adaptive.py --only speed
 
 Trains every model with run/train_adaptive.sh on the bundled text, on one thread; finished runs are not run again. All
@@ -14,7 +15,6 @@ Needs matplotlib; zstd and zpaq (Debian packages) are left out where they are no
 
 import argparse
 import csv
-import json
 import lzma
 import os
 import shutil
@@ -44,6 +44,8 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 CARRIED = ["--no_window_end_target", "--carry_state"]
+LOSS_WEIGHTS = ["--encoder_loss_weight", "0.1", "--meta_loss_weight", "0.1"]
+ALL = [*CARRIED, "--add_encoder_states", "--detach_meta_targets", "--target_ratios", "4", "4"]
 # name of the model -> flags of run/train_adaptive.sh, or of run/train_baseline.sh
 RUNS = {
     "baseline": [],
@@ -55,22 +57,26 @@ RUNS = {
     "target ratios": ["--target_ratios", "4", "4"],
     "no end in windows": ["--no_window_end_target"],
     "carried": CARRIED,
-    "all options": [*CARRIED, "--add_encoder_states", "--detach_meta_targets", "--target_ratios", "4", "4"],
+    "loss weights": LOSS_WEIGHTS,
+    "all options": ALL,
+    "all options, loss weights": [*ALL, *LOSS_WEIGHTS],
 }
+DEFAULT_STEPS, DEFAULT_RATE = 1600, "3e-4"
 STREAM_BYTES = 2**14  # of one piece, as `auto-compressor compress` reads a text
 COLUMNS = ("bits_per_byte", "bits_per_byte_window", "byte_encoder_bpb", "byte_decoder_bpb")
-COLUMNS += ("level_1_compression_ratio", "level_2_compression_ratio", "train_bytes_per_second")
+COLUMNS += ("level_1_compression_ratio", "level_2_compression_ratio")
 COMPRESSORS = {"zstd -19": "zstd -q -19 --long=27 {} -o {}", "zpaq -m5": "zpaq a {1} {0} -m5"}
 
 
 # Bits per byte
 
 
-def train(name: str, output_dir: Path, steps: int) -> Path:
+def train(name: str, output_dir: Path, steps: int, rate: str) -> Path:
     """Runs the training script on one thread, unless the model is there already; returns its folder."""
-    folder = (output_dir / f"{name.replace(', ', '_').replace(' ', '_')}_{steps}").resolve()
+    suffix = "" if rate == DEFAULT_RATE else f"_{rate}"
+    folder = (output_dir / f"{name.replace(', ', '_').replace(' ', '_')}_{steps}{suffix}").resolve()
     if not (folder / "eval_results.json").exists():
-        settings = {"OUT": str(folder), "MAX_STEPS": str(steps), "SAVE": str(10 * steps), "DATA": "bundled"}
+        settings = {"OUT": str(folder), "MAX_STEPS": str(steps), "SAVE": "500", "DATA": "bundled", "LR": rate}
         environment = os.environ | settings | {"NUM_GPUS": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         folder.mkdir(parents=True, exist_ok=True)
         script = "run/train_baseline.sh" if name.startswith("baseline") else "run/train_adaptive.sh"
@@ -86,12 +92,10 @@ def train(name: str, output_dir: Path, steps: int) -> Path:
 def measure(name: str, folder: Path) -> dict[str, float]:
     """Figures of the whole held-out text, read in pieces of `STREAM_BYTES` and in windows."""
     model, text = AutoModelForCausalLM.from_pretrained(folder).eval(), BUNDLED_VALIDATION_TEXT.read_bytes()
-    figures = measure_byte_lm(model, text, num_lanes=-(-len(text) // STREAM_BYTES), carry_state=True)
+    figures = measure_byte_lm(model, text, num_lanes=len(text) // STREAM_BYTES, carry_state=True)
     windows = measure_byte_lm(model, text)
-    training = json.loads((folder / "train_results.json").read_text())
     figures |= {key: windows[key] for key in ("byte_encoder_bpb", "byte_decoder_bpb")}
     figures["bits_per_byte_window"] = windows["bits_per_byte"]
-    figures["train_bytes_per_second"] = training["train_samples_per_second"] * 128
     effective = getattr(model, "num_effective_parameters", model.num_parameters())
     counts = {"parameters": model.num_parameters(), "effective_parameters": effective}
     return {"model": name} | counts | {column: figures.get(column) for column in COLUMNS}
@@ -249,10 +253,11 @@ def write_rows(rows: list[dict], path: Path):
 
 def measure_quality(args: argparse.Namespace):
     names = track(args.models, "Training and measuring", console=Console(stderr=True))
-    rows = [measure(name, train(name, args.output_dir, args.steps)) for name in names]
+    rows = [measure(name, train(name, args.output_dir, args.steps, args.learning_rate)) for name in names]
     rows += compressor_rows()
-    print_table(f"Held-out text after {args.steps:,} steps", rows)
-    suffix = "" if args.steps == DEFAULT_STEPS else f"_{args.steps}"
+    print_table(f"Held-out text after {args.steps:,} steps at {args.learning_rate}", rows)
+    default = (args.steps, args.learning_rate) == (DEFAULT_STEPS, DEFAULT_RATE)
+    suffix = "" if default else f"_{args.steps}_{args.learning_rate}"
     write_rows(rows, args.output_dir / f"adaptive{suffix}.csv")
     plot_rates(rows, args.output_dir / f"adaptive{suffix}.png")
 
@@ -263,12 +268,10 @@ def measure_speed(args: argparse.Namespace):
     write_rows(rows, args.output_dir / "adaptive_speed.csv")
 
 
-DEFAULT_STEPS = 1600
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument("--learning_rate", default=DEFAULT_RATE)
     parser.add_argument("--models", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--only", choices=["quality", "speed"])
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/benchmark_adaptive"))

@@ -293,6 +293,14 @@ def test_bits_per_byte_of_the_report(main):
             assert reported[f"eval_validation_{name}"] == pytest.approx(found[name], rel=1e-5)
 
 
+def test_windows_of_documents(documents, main):
+    """Published windows go across documents, without what is left; others read all of them, and their ends."""
+    lengths = [len(json.loads(line)["text"].encode()) for line in documents[3].open()]
+    for options, num_bytes in (([], sum(lengths) // 32 * 32), (["--no_window_end_target"], sum(lengths))):
+        folder = main(*TINY["gru_byte"], *options, *documents, "--do_eval", "--max_eval_samples", 100)
+        assert metrics_of(folder)["eval_validation_bytes"] == num_bytes
+
+
 def test_reported_losses_are_the_models(main):
     (losses,) = losses_in(main(*TINY["adaptive_byte"], "--do_train", "--max_steps", 1, "--entropy_floor", 9))
     expected = losses["byte_encoder_loss"] + losses["byte_decoder_loss"] + losses["meta_loss"]
@@ -328,8 +336,13 @@ def test_resumed_equals_uninterrupted(family, options, documents, main, tmp_path
         resumed = main(*arguments, output_dir=killed)
         assert_close(weights_in(resumed), weights_in(whole), rtol=0, atol=0)
         assert losses_in(resumed) == losses_in(whole)
-    main(*arguments, output_dir=whole)  # a finished run stays as it is
-    assert_close(weights_in(whole), weights_in(resumed), rtol=0, atol=0)
+
+
+def test_a_finished_run_stays_as_it_is(main):
+    arguments = [*TINY["gru_byte"], "--do_train", "--max_steps", 3, "--save_steps", 3]
+    weights = weights_in(main(*arguments))
+    again = main(*arguments, "--resume_from_checkpoint", "true")
+    assert_close(weights_in(again), weights, rtol=0, atol=0)
 
 
 def test_evaluation_leaves_the_carried_state_alone(documents, main, tmp_path):
@@ -380,12 +393,14 @@ def test_fields_of_the_config():
     flags = ["--hidden_size", "16", "--num_levels", "4", "--threshold", "0.2", "--byte-entropy-threshold", "12"]
     flags += ["--meta_uncertainty_threshold", "1", "2", "--entropy-floor", "0.5", "--entropy-reg-weight", "0.01"]
     flags += ["--border-mode", "teacher_forced", "--dropout", "0.1", "--detach-meta-targets"]
+    flags += ["--encoder_loss_weight", "0.3", "--meta_loss_weight", "0.2"]
     (arguments,) = HfArgumentParser(AdaptiveByteArguments).parse_args_into_dataclasses(flags)
     config = train.load_byte_lm(AdaptiveByteConfig, arguments).config
     assert (config.hidden_size, config.num_levels, config.border_error_threshold) == (16, 4, 0.2)
     assert (config.byte_entropy_threshold, config.meta_uncertainty_threshold) == (12.0, [1.0, 2.0])
     assert (config.entropy_floor, config.entropy_reg_weight, config.dropout) == (0.5, 0.01, 0.1)
     assert config.border_mode == "teacher_forced" and config.detach_meta_targets
+    assert (config.encoder_loss_weight, config.meta_loss_weight) == (0.3, 0.2)
     baseline = train.load_byte_lm(GRUByteConfig, arguments)
     assert (baseline.config.hidden_size, baseline.config.num_levels, baseline.config.dropout) == (16, 4, 0.1)
     assert baseline.num_parameters() == AdaptiveByteForCausalLM(config).num_parameters()
@@ -499,14 +514,16 @@ def test_wikitext_only_where_nothing_is_named(source, wikitext):
 def test_models_of_the_benchmark():
     """Its flags are those of train.py."""
     tree = ast.parse((ROOT / "benchmarks" / "adaptive.py").read_text())
-    found = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
-    runs = eval(
-        compile(ast.Expression(found["RUNS"]), "RUNS", "eval"), {"CARRIED": ast.literal_eval(found["CARRIED"])}
-    )
-    for name, flags in runs.items():
+    lists = [
+        node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Dict)
+    ]
+    found = {}
+    exec(compile(ast.Module(lists, []), "adaptive.py", "exec"), found)
+    for name, flags in found["RUNS"].items():
         (arguments,) = HfArgumentParser(AdaptiveByteArguments).parse_args_into_dataclasses(flags)
         assert arguments.carry_state == ("carried" in name or "options" in name)
         assert bool(arguments.target_ratios) == ("ratios" in name or "options" in name)
+        assert arguments.add_encoder_states == ("encoder" in name or "options" in name)
 
 
 def test_run_baseline(cache_dir, tmp_path):
