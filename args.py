@@ -213,6 +213,7 @@ class ByteLMTrainingArguments(HfTrainingArguments):
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of AdamW."})
     weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of the learning rate."})
+    use_cache: bool = field(default=True, metadata={"help": "What the saved config says of `use_cache`."})
 
 
 @dataclass

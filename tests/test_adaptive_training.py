@@ -262,7 +262,7 @@ def test_train_evaluate_and_reload(family, options, main):
     arguments = ["--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
     folder = main(*TINY[family], *options, *arguments, "--do_train", "--do_eval")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert model.config.model_type == family and type(tokenizer) is ByteTokenizer
+    assert model.config.model_type == family and type(tokenizer) is ByteTokenizer and model.config.use_cache
     assert model.config.pad_token_id == 256 and model.generation_config.pad_token_id in (None, 256)
     assert model.config.carry_state == bool(options) and model.config.window_end_target == (not options)
     metrics = metrics_of(folder)
