@@ -24,13 +24,14 @@ class ByteRows:
     order: torch.LongTensor | None = None
 
     @classmethod
-    def from_input(cls, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> "ByteRows":
+    def from_input(cls, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> "ByteRows":
         """
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Tokens; those of padding may be any ids.
+            input_ids (`torch.Tensor` of shape `(batch_size, length)`): Integers; those of padding may be any.
             attention_mask (`torch.Tensor` of shape `(batch_size, length or more)`, *optional*): 0 at padding; its
                 last columns are those of `input_ids`.
         """
+        input_ids = input_ids.long()
         if attention_mask is None:
             return cls(input_ids, torch.ones_like(input_ids, dtype=torch.bool))
         mask = attention_mask[:, -input_ids.shape[1] :].bool()
@@ -48,6 +49,10 @@ class ByteRows:
             return values
         index = self.order.argsort(dim=1).view(*self.order.shape, *[1] * (values.ndim - 2))
         return values.gather(1, index.expand_as(values))
+
+    def states_in_columns(self, states: torch.Tensor) -> torch.Tensor:
+        """`to_columns` of `(batch_size, length, size)` states, with zeros for padding."""
+        return self.to_columns(states.masked_fill(~self.mask[..., None], 0.0))
 
 
 def last_units(mask: torch.BoolTensor) -> torch.BoolTensor:
@@ -68,15 +73,16 @@ def following_units(units: torch.Tensor, mask: torch.BoolTensor, end: torch.Tens
     return torch.where(last, end, units.roll(-1, dims=1))
 
 
-def next_token_targets(labels: torch.LongTensor, mask: torch.BoolTensor, end_token_id: int) -> torch.LongTensor:
+def next_token_targets(labels: torch.Tensor, mask: torch.BoolTensor, end_token_id: int) -> torch.LongTensor:
     """
     The label of the next token at every position, -100 for padding.
 
     Args:
-        labels (`torch.LongTensor` of shape `(batch_size, length)`): Of every token, -100 to be left out.
+        labels (`torch.Tensor` of shape `(batch_size, length)`): Integers, one of every token, -100 to be left out.
         mask (`torch.BoolTensor` of shape `(batch_size, length)`): False behind the last token of a row.
         end_token_id (`int`): The target of the last token, unless that one is left out; -100 for none.
     """
+    labels = labels.long()
     targets = following_units(labels, mask, labels.masked_fill(labels != -100, end_token_id))
     return targets.masked_fill(~mask, -100)
 
@@ -96,10 +102,13 @@ def check_input(
         num_seen (`int`): Columns that the cache has seen.
         cached_rows (`int`, *optional*): Rows of the cache; None if it is empty.
     """
-    if input_ids.ndim != 2 or not input_ids.numel() or input_ids.dtype not in (torch.long, torch.int):
+    for name, ids in (("input_ids", input_ids), ("labels", labels)):
+        if ids is not None and (ids.is_floating_point() or ids.dtype == torch.bool):
+            raise ValueError(f"`{name}` must be integers, got {ids.dtype}.")
+    if input_ids.ndim != 2 or not input_ids.numel():
         raise ValueError(
-            "`input_ids` must be integers of the shape (batch_size, length), with one at least, got"
-            f" {input_ids.dtype} {tuple(input_ids.shape)}."
+            "`input_ids` must have the shape (batch_size, length), with one id at least, got"
+            f" {tuple(input_ids.shape)}."
         )
     rows, length = input_ids.shape
     if cached_rows not in (None, rows):

@@ -93,14 +93,10 @@ class AdaptiveLevel(nn.Module):
     ) -> LevelReading:
         """Encodes units, predicts what follows each, and sets borders."""
         hidden_states, state = self.encoder(inputs, layer.states.get("encoder"), lengths)
-        mask = inputs.new_ones(inputs.shape[:2], dtype=torch.bool)
-        reading = LevelReading(
-            units=units,
-            mask=mask if lengths is None else length_mask(lengths, inputs.shape[1]),
-            hidden_states=hidden_states,
-            **dict(zip(("predictions", "scores"), self.predict(hidden_states), strict=True)),
-        )
         layer.remember(encoder=state)
+        mask = inputs.new_ones(inputs.shape[:2], dtype=torch.bool)
+        mask = mask if lengths is None else length_mask(lengths, inputs.shape[1])
+        reading = LevelReading(units, mask, hidden_states, *self.predict(hidden_states))
         if not self.is_top:
             reading.border_mask = self.borders(reading, lengths, layer)
         return reading
@@ -347,9 +343,10 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         return tuple(rows.to_columns(mask) if level == 0 else mask for level, mask in enumerate(masks))
 
     def hidden_states(self, rows: ByteRows, readings: list[LevelReading]) -> tuple[torch.Tensor, ...]:
-        states = [reading.hidden_states.masked_fill(~reading.mask[..., None], 0.0) for reading in readings]
-        states += [states[0][:, :0]] * (self.config.num_levels - len(states))
-        return (rows.to_columns(states[0]), *states[1:])
+        lowest = rows.states_in_columns(readings[0].hidden_states)
+        above = [reading.hidden_states.masked_fill(~reading.mask[..., None], 0.0) for reading in readings[1:]]
+        above += [lowest[:, :0]] * (self.config.num_levels - 1 - len(above))
+        return (lowest, *above)
 
     def losses(
         self, logits: torch.Tensor, labels: torch.LongTensor, rows: ByteRows, readings: list[LevelReading]

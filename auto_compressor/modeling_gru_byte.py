@@ -77,7 +77,7 @@ class GRUByteForCausalLM(RecurrentByteLM):
             loss=loss,
             logits=kept_columns(rows.to_columns(logits), logits_to_keep),
             losses=None if loss is None else {"byte_decoder": loss},
-            hidden_states=tuple(map(rows.to_columns, hidden_states)) if show_states else None,
+            hidden_states=tuple(map(rows.states_in_columns, hidden_states)) if show_states else None,
             past_key_values=cache if use_cache or (use_cache is None and self.config.use_cache) else None,
         )
 

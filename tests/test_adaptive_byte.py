@@ -111,10 +111,12 @@ class TestTwoLevels(AdaptiveTests):
 
 class TestThreeLevels(AdaptiveTests, HubTests):
     num_levels = 3
+    test_each_missing_key_is_initialised = None  # `TestTargetRatios` has the same modules, and more buffers
 
 
 class TestFourLevels(AdaptiveTests):
     num_levels = 4
+    test_each_missing_key_is_initialised = None
 
 
 class TestTargetRatios(AdaptiveTests):
@@ -445,6 +447,13 @@ def test_initial_weights(name):
             assert parameter.numel() == 1 or abs(parameter.std() * 8 * 3**0.5 - 1) < 0.25
 
 
+def test_rare_bytes_count_as_published():
+    """Logarithms end at that of 1e-8, which shows in float64 only."""
+    rare = torch.tensor(-25.0, dtype=torch.float64).sigmoid()
+    expected = -(1 - rare) * torch.log1p(-rare) + rare * 8 * torch.tensor(10.0, dtype=torch.float64).log()
+    assert_close(clamped_entropy(torch.tensor([0.0, -25.0], dtype=torch.float64)), expected, rtol=1e-4, atol=0)
+
+
 def test_entropies_are_float32():
     """In bfloat16, and under autocast."""
     ids = random_ids(2, 30)
@@ -471,6 +480,22 @@ def test_entropies_and_borders_stand_in_the_columns_of_the_input():
     assert not outputs.entropies[1, :18].any() and not outputs.border_masks[0][1, :18].any()
     assert torch.equal(outputs.border_masks[0][1, 18:], alone.border_masks[0][0])
     assert outputs.border_masks[0][1, 18]
+
+
+@every_model
+def test_hidden_states(name):
+    """Those of bytes in the columns of the input, those of patches in front, with zeros elsewhere."""
+    model = tiny_model(name)
+    ids, mask = pad_rows([random_ids(1, 30), random_ids(1, 12, seed=1)], "left")
+    assert model(ids).hidden_states is None
+    states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    alone = model(ids[1:, 18:], output_hidden_states=True).hidden_states
+    assert len(states) == len(alone) == (4 if name == "gru" else name)
+    for level, (found, expected) in enumerate(zip(states, alone, strict=True)):
+        start = 18 if name == "gru" or level == 0 else 0
+        present = slice(start, start + expected.shape[1])
+        assert_close(found[1, present], expected[0], **DOUBLE)
+        assert found[1].any(dim=1).sum() == expected.shape[1]
 
 
 @every_model

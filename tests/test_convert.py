@@ -1,6 +1,7 @@
 """`auto-compressor convert`: published checkpoints become models of this package, and nothing in them is run."""
 
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -250,11 +251,13 @@ def test_target_is_whole_or_not_there(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ByteTokenizer, "save_pretrained", fail)
-        with pytest.raises(OSError, match="disk full"):
-            convert_checkpoint("adaptive_byte", FILES["adaptive_byte"], target)
-    assert not list(tmp_path.iterdir())
+    # At the last file, and when all are written: the target only ever appears by its name being given to the whole.
+    for owner, name in ((ByteTokenizer, "save_pretrained"), (os, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            with pytest.raises(OSError, match="disk full"):
+                convert_checkpoint("adaptive_byte", FILES["adaptive_byte"], target)
+        assert not list(tmp_path.iterdir())
     target.mkdir()  # empty
     convert_checkpoint("adaptive_byte", FILES["adaptive_byte"], target)
     assert AutoModelForCausalLM.from_pretrained(target).num_parameters() > 0

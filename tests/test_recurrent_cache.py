@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modeling_testing import DOUBLE, pad_rows, random_ids
+from modeling_testing import DOUBLE, EXACT, pad_rows, random_ids
 from test_adaptive_byte import every_model, tiny_model
 from torch.testing import assert_close
 from transformers import DynamicCache, TextStreamer
@@ -180,7 +180,9 @@ def test_bad_calls(name):
         ("input_ids", {"input_ids": ids[0]}),
         ("input_ids", {"input_ids": ids[:, :0]}),
         ("attention_mask", {"input_ids": ids, "attention_mask": torch.ones(2, 7)}),
+        ("input_ids", {"input_ids": ids > 0}),
         ("labels", {"input_ids": ids, "labels": ids[:, 1:]}),
+        ("labels", {"input_ids": ids, "labels": ids.float()}),
         ("past_key_values", {"input_ids": ids[:1], "past_key_values": cache}),
         ("past_key_values", {"input_ids": ids, "past_key_values": RecurrentCache(9)}),
         ("past_key_values", {"input_ids": ids, "past_key_values": DynamicCache()}),
@@ -193,6 +195,9 @@ def test_bad_calls(name):
         model(ids + 257)
     mask = torch.tensor([[0, 1, 1, 1, 1, 1]] * 2)
     model(ids.masked_fill(mask == 0, 999), attention_mask=mask)  # padding may be any id
+    expected = model(ids, labels=ids)
+    for dtype in (torch.uint8, torch.int32):
+        assert_close(model(ids.to(dtype), labels=ids.to(dtype)).loss, expected.loss, **EXACT)
 
 
 GREEDY = {"do_sample": False}
