@@ -89,7 +89,7 @@ def trained():
     model = make_model([LEVEL | {"hidden_size": 32, "intermediate_size": 64}]).train()
     input_ids, _ = model.blocks(TEXT)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(200):
+    for _ in range(400):
         optimizer.zero_grad()
         model(input_ids, labels=input_ids).loss.backward()
         optimizer.step()
