@@ -135,6 +135,7 @@ def plot_rates(rows: list[dict], path: Path):
     for bar, name in zip(bars, names, strict=True):
         bar.set_color(next((colour for start, colour in colours.items() if name.startswith(start)), "tab:blue"))
     axes.bar_label(bars, fmt="%.3f", padding=3)
+    axes.margins(x=0.12)
     axes.set(xlabel="bits per byte of the held-out text", title="Grey: the GRU baseline; green: compressors")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
