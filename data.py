@@ -5,8 +5,9 @@ documents. Datasets that are tokenised already keep their rows.
 """
 
 import glob
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,16 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import generate_random_fingerprint
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from args import DataTrainingArguments
 from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 
 
+logger = logging.get_logger("data")
+
+WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"
+WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 READER_OF_ENDING = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 MODEL_COLUMNS = ("input_ids", "attention_mask", "labels")
 BLOCK_FEATURES = Features({"input_ids": List(Value("int32"))})
@@ -218,6 +224,40 @@ def read_named(argument: str, name: str, config_name: str | None, streaming: boo
         ) from error
 
 
+def wikitext_articles(lines: Iterable[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Joins the rows of WikiText, each a line, to one row per article."""
+    article: list[str] = []
+    for line in lines:
+        if WIKITEXT_TITLE.fullmatch(line["text"]) and any(map(str.strip, article)):
+            yield {"text": "".join(article)}
+            article = []
+        article.append(line["text"])
+    yield {"text": "".join(article)}
+
+
+def join_articles(splits: dict[str, AnyDataset], cache_dir: str | None) -> dict[str, AnyDataset]:
+    """The splits of WikiText with one row per article; streams stay streams."""
+    joined = {}
+    for name, lines in splits.items():
+        if isinstance(lines, IterableDataset):
+            joined[name] = IterableDataset.from_generator(wikitext_articles, gen_kwargs={"lines": lines})
+        else:
+            joined[name] = Dataset.from_generator(wikitext_articles, cache_dir=cache_dir, gen_kwargs={"lines": lines})
+    return joined
+
+
+def with_wikitext(data_args: DataTrainingArguments, cache_dir: str | None) -> DataTrainingArguments:
+    """Names WikiText-103 where no data is named; the bundled text, with a warning, if the hub is out of reach."""
+    if any(data_sources(data_args).values()):
+        return data_args
+    try:
+        read_named("--dataset_name", WIKITEXT, WIKITEXT_CONFIG, data_args.streaming, cache_dir)
+    except OSError as error:
+        logger.warning("No WikiText-103, the bundled text is used: %s", error.__cause__)
+        return data_args
+    return replace(data_args, dataset_name=WIKITEXT, dataset_config_name=WIKITEXT_CONFIG)
+
+
 def read_tokenized(
     argument: str, name: str, splits: tuple[str, ...], streaming: bool, cache_dir: str | None
 ) -> AnyDataset:
@@ -275,6 +315,8 @@ def read_text(
         splits = read_named(argument, name, config_name, data_args.streaming, cache_dir)
         if "train" not in splits and "validation" not in splits:
             raise ValueError(f"{argument} {name!r} must have a split 'train' or 'validation', got {list(splits)}.")
+        if name == WIKITEXT:
+            splits = join_articles(splits, cache_dir)
         return splits.get("train"), {name: text for name, text in splits.items() if name == "validation"}
     train_files, validation_files = data_args.train_file, data_args.validation_file
     if not train_files and not validation_files:
@@ -304,16 +346,20 @@ def hold_out(train: Dataset, percentage: float) -> tuple[Dataset, dict[str, Data
     return train.select(range(num_kept)), {"validation": train.select(range(num_kept, len(train)))}
 
 
-def check_data_arguments(data_args: DataTrainingArguments, block_size: int):
-    """Raises a `ValueError` for a number out of range, and for more than one kind of source."""
-    kinds = {
+def data_sources(data_args: DataTrainingArguments) -> dict[str, str | list[str] | None]:
+    """The kinds of sources, by their arguments, and what is named of each."""
+    return {
         "--dataset_name": data_args.dataset_name,
         "--train_file / --validation_file": data_args.train_file or data_args.validation_file,
         "--preprocessed_train_datasets / --preprocessed_validation_datasets": (
             data_args.preprocessed_train_datasets or data_args.preprocessed_validation_datasets
         ),
     }
-    given = [kind for kind, value in kinds.items() if value]
+
+
+def check_data_arguments(data_args: DataTrainingArguments, block_size: int):
+    """Raises a `ValueError` for a number out of range, and for more than one kind of source."""
+    given = [kind for kind, value in data_sources(data_args).items() if value]
     if len(given) > 1:
         raise ValueError(f"At most one kind of data source may be given, got {' and '.join(given)}.")
     if data_args.dataset_config_name and not data_args.dataset_name:
@@ -434,4 +480,4 @@ class DataCollator:
         return F.pad(row, (0, missing) if self.padding_side == "right" else (missing, 0), value=filling)
 
 
-__all__ = ["DataCollator", "cut_documents", "load_datasets", "pack_blocks"]
+__all__ = ["DataCollator", "cut_documents", "load_datasets", "pack_blocks", "with_wikitext"]

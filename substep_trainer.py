@@ -21,6 +21,7 @@ from auto_compressor.gating import survival
 from auto_compressor.losses import shift_labels_left
 from auto_compressor.objectives import distillation_loss, reconstruction_loss
 from auto_compressor.segments import append_sum_tokens
+from auto_compressor.trainer_mixin import TrainerMixin
 
 
 def random_segment_lengths(length: int, num_segments: int, max_position_embeddings: int) -> list[int]:
@@ -121,7 +122,7 @@ def carried_over(outputs: AutoCompressorOutput) -> dict[str, torch.Tensor]:
     }
 
 
-class SubstepTrainer(Trainer):
+class SubstepTrainer(TrainerMixin, Trainer):
     """
     [`~transformers.Trainer`] that makes one backward pass per substep, with detached summary vectors in between.
 
@@ -159,8 +160,6 @@ class SubstepTrainer(Trainer):
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval().requires_grad_(False)
         self.carried: dict[str, torch.Tensor] = {}
         self.observed: dict[str, torch.Tensor] = {}
-        self.sums: dict[str, torch.Tensor] = {}
-        self.last_logged_step = 0
 
     def crop_to_segments(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keeps the last tokens of a batch, as many as fixed `segment_lengths` take in."""
@@ -215,9 +214,6 @@ class SubstepTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
-        """The batches of one step; none for a finished run that is resumed, where transformers takes one step more."""
-        if self.state.global_step >= self.state.max_steps:
-            return [], None
         self.model.train()  # an evaluation, which crops otherwise, may be just over
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
@@ -325,21 +321,6 @@ class SubstepTrainer(Trainer):
         states = torch.cat(padded, dim=1).split([substep["input_ids"].shape[1] for substep in substeps], dim=1)
         for substep, part in zip(substeps, states, strict=True):
             substep["teacher_states"] = part
-
-    def track(self, name: str, value: torch.Tensor):
-        """Adds to what is reported, as a mean over steps, with the next loss."""
-        if not self.sums:
-            self.last_logged_step = self.state.global_step
-        self.sums[name] = self.sums.get(name, 0) + value
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what was tracked, the mean over the steps since the last report and over processes."""
-        if "loss" in logs and self.sums:
-            steps = self.state.global_step - self.last_logged_step
-            means = self.accelerator.reduce(torch.stack([*self.sums.values()]).float() / steps, reduction="mean")
-            logs = logs | dict(zip(self.sums, means.tolist(), strict=True))
-            self.sums = {}
-        super().log(logs, start_time)
 
     def prediction_step(
         self,

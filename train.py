@@ -4,6 +4,7 @@
     python train.py --config_name tiny --output_dir checkpoints/tiny --do_train --do_eval --max_steps 200
     torchrun --standalone --nproc_per_node 8 train.py --model_name_or_path facebook/opt-2.7b ...
     python train.py --model_type hierarchical_autoencoder --output_dir checkpoints/bytes --do_train --do_eval
+    python train.py --model_type adaptive_byte --output_dir checkpoints/adaptive --do_train --do_eval
 
 Without arguments for the data, it reads the text that comes with the package. `--resume_from_checkpoint true` goes on
 from the last whole checkpoint of `--output_dir`, if there is one.
@@ -16,7 +17,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     HfArgumentParser,
     PreTrainedConfig,
@@ -40,13 +42,27 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from args import DataTrainingArguments, HierarchicalArguments, ModelArguments, TrainingArguments
-from auto_compressor import ByteTokenizer, HierarchicalAutoencoder, HierarchicalAutoencoderConfig
+from args import (
+    AdaptiveByteArguments,
+    ByteLMTrainingArguments,
+    DataTrainingArguments,
+    HierarchicalArguments,
+    ModelArguments,
+    TrainingArguments,
+)
+from auto_compressor import (
+    AdaptiveByteConfig,
+    ByteTokenizer,
+    GRUByteConfig,
+    HierarchicalAutoencoder,
+    HierarchicalAutoencoderConfig,
+)
+from auto_compressor.adaptive_trainer import ByteLMTrainer
 from auto_compressor.bases import autocompressor_class, load_autocompressor, load_base_config, resolve_base
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
 from auto_compressor.hierarchical_trainer import HierarchicalTrainer
-from data import DataCollator, cut_documents, load_datasets
+from data import DataCollator, cut_documents, load_datasets, with_wikitext
 from substep_trainer import SubstepTrainer
 
 
@@ -59,6 +75,9 @@ SHARE_OF_POSITIONS = 0.75
 LEVEL_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_expander_layers", "max_patch_length")
 LEVEL_FIELDS += ("window", "border_rule", "border_threshold", "target_ratio", "quantizer", "codebook_size")
 LEVEL_FIELDS += ("codebook_dim", "num_quantizers", "ema_decay", "dead_code_threshold")
+
+# Arguments of byte language models that are no fields of their configs.
+BYTE_LM_OPTIONS = ("model_name_or_path", "cache_dir", "sequence_length")
 
 # Fields of a config that makes no summary vectors.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
@@ -248,16 +267,14 @@ def write_report(rows: list[dict], path: Path):
         writer.writerows(rows)
 
 
-def hierarchical_report_rows(
-    name: str, metrics: dict[str, float], training_args: HfTrainingArguments
-) -> list[dict[str, Any]]:
-    """Rows of the report on one validation set, one per metric of the reconstruction."""
+def metric_rows(name: str, metrics: dict[str, Any], training_args: HfTrainingArguments) -> list[dict[str, Any]]:
+    """Rows of the report on one validation set, one per metric; histograms are left out."""
     prefix = f"eval_{name}_"
     timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     return [
         {"set": name, "metric": key.removeprefix(prefix), "value": value}
         for key, value in metrics.items()
-        if key.startswith(prefix) and key.removeprefix(prefix) not in timing
+        if key.startswith(prefix) and key.removeprefix(prefix) not in timing and not isinstance(value, list)
     ]
 
 
@@ -360,6 +377,7 @@ def make_hierarchical_trainer(
     model_args: HierarchicalArguments, data_args: DataTrainingArguments, training_args: HfTrainingArguments
 ) -> HierarchicalTrainer:
     model, tokenizer = load_hierarchical(model_args, data_args.block_size), ByteTokenizer()
+    model.freeze_levels(model_args.freeze_levels)
     # A document ends with the end-of-text token, and no block goes on into the next one.
     data_args = replace(data_args, add_special_tokens=True)
     datasets = load_checked_datasets(
@@ -372,6 +390,72 @@ def make_hierarchical_trainer(
         processing_class=tokenizer,
         num_samples=model_args.num_samples,
         **datasets,
+    )
+
+
+def byte_lm_fields(model_args: AdaptiveByteArguments) -> dict[str, Any]:
+    """The fields of the config of a byte language model that are given other than as the default."""
+    values = {field.name: getattr(model_args, field.name) for field in fields(model_args)}
+    default = AdaptiveByteArguments()
+    given = {name: value for name, value in values.items() if value != getattr(default, name)}
+    thresholds = given.get("meta_uncertainty_threshold", ())
+    if len(thresholds) == 1:
+        given["meta_uncertainty_threshold"] = thresholds[0]
+    if "threshold" in given:
+        given["border_error_threshold"] = given.pop("threshold")
+    return {name: value for name, value in given.items() if name not in BYTE_LM_OPTIONS}
+
+
+def load_byte_lm(config_class: type[PreTrainedConfig], model_args: AdaptiveByteArguments) -> PreTrainedModel:
+    """Makes a new model of this config, or loads --model_name_or_path.
+
+    Raises:
+        ValueError: for values that make no model.
+        OSError: if it cannot be read.
+    """
+    known = {field.name for field in fields(config_class)}
+    given = {name: value for name, value in byte_lm_fields(model_args).items() if name in known}
+    name, hub = model_args.model_name_or_path, {"cache_dir": model_args.cache_dir}
+    try:
+        if name is None:
+            return AutoModelForCausalLM.from_config(config_class(**given))
+        config = config_class.from_pretrained(name, **hub, **given)
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **hub)
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"--model_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def report_parameters(model: PreTrainedModel):
+    """Says how many parameters are trained, and how many of them have an effect."""
+    trainable = model.num_parameters(only_trainable=True)
+    effective = getattr(model, "num_effective_parameters", trainable)
+    logger.warning("%s: %d trainable parameters, %d effective", model.config.model_type, trainable, effective)
+
+
+def make_byte_lm_trainer(
+    config_class: type[PreTrainedConfig],
+    model_args: AdaptiveByteArguments,
+    data_args: DataTrainingArguments,
+    training_args: HfTrainingArguments,
+) -> ByteLMTrainer:
+    model, tokenizer = load_byte_lm(config_class, model_args), ByteTokenizer()
+    report_parameters(model)
+    window, windows = model_args.sequence_length, training_args.per_device_train_batch_size * training_args.world_size
+    training_args.run_name = (
+        training_args.run_name or f"{config_class.model_type}_L{window}_B{windows * window // 1000}k"
+    )
+    with training_args.main_process_first(desc="looking for WikiText-103"):
+        data_args = with_wikitext(data_args, model_args.cache_dir)
+    options = {}
+    if not model.config.window_end_target or model.config.carry_state:
+        # A document ends with the end-of-text token, and no window goes on into the next one.
+        data_args, options = replace(data_args, add_special_tokens=True), {"cut": cut_documents}
+    datasets = load_checked_datasets(data_args, training_args, tokenizer, window, model_args.cache_dir, **options)
+    # As its `processing_class`, the tokenizer would give the model a padding token that it has no embedding of.
+    return ByteLMTrainer(
+        model=model, args=training_args, data_collator=DataCollator(model.config.pad_token_id), **datasets
     )
 
 
@@ -411,9 +495,15 @@ FAMILIES = {
     "hierarchical_autoencoder": Family(
         (HierarchicalArguments, DataTrainingArguments, HfTrainingArguments),
         make_hierarchical_trainer,
-        hierarchical_report_rows,
+        metric_rows,
     ),
 }
+for config_class in (AdaptiveByteConfig, GRUByteConfig):
+    FAMILIES[config_class.model_type] = Family(
+        (AdaptiveByteArguments, DataTrainingArguments, ByteLMTrainingArguments),
+        partial(make_byte_lm_trainer, config_class),
+        metric_rows,
+    )
 
 
 def run(family: Family, model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments):

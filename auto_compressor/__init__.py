@@ -2,9 +2,11 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from .adaptive_outputs import ByteLMOutput
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
 from .cache_policies import POLICIES
 from .configuration_activation_compressor import ActivationCompressorConfig
+from .configuration_adaptive_byte import AdaptiveByteConfig
 from .configuration_autocompressor import (
     GemmaAutoCompressorConfig,
     LlamaAutoCompressorConfig,
@@ -13,10 +15,17 @@ from .configuration_autocompressor import (
     Qwen2AutoCompressorConfig,
     Qwen3AutoCompressorConfig,
 )
+from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
+from .configuration_gru_byte import GRUByteConfig
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
     HierarchicalAutoencoderConfig,
     HierarchicalLevelConfig,
+)
+from .continuous_outputs import (
+    ContinuousDecoderOutput,
+    ContinuousEncoderOutput,
+    ContinuousTextAutoencoderOutput,
 )
 from .hierarchical_outputs import (
     HierarchicalAutoencoderOutput,
@@ -25,6 +34,7 @@ from .hierarchical_outputs import (
 )
 from .merging_cache import MergingCache, merging_attention
 from .modeling_activation_compressor import ActivationCompressor, ActivationCompressorOutput
+from .modeling_adaptive_byte import AdaptiveByteForCausalLM
 from .modeling_autocompressor import (
     AutoCompressorMixin,
     AutoCompressorModel,
@@ -35,6 +45,8 @@ from .modeling_autocompressor import (
     Qwen2AutoCompressorModel,
     Qwen3AutoCompressorModel,
 )
+from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
+from .modeling_gru_byte import GRUByteForCausalLM
 from .modeling_hierarchical_autoencoder import (
     ByteSegmentCompressor,
     CodeExpander,
@@ -44,6 +56,7 @@ from .modeling_hierarchical_autoencoder import (
     SlidingWindowAttention,
     VectorQuantizer,
 )
+from .recurrent_cache import RecurrentCache
 from .softprompt_cache import SoftpromptCache
 from .tokenization_bytes import ByteTokenizer
 
@@ -65,20 +78,38 @@ AutoModel.register(ActivationCompressorConfig, ActivationCompressor)
 AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
 AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
 AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
+AutoConfig.register("continuous_text_autoencoder", ContinuousTextAutoencoderConfig)
+AutoModel.register(ContinuousTextAutoencoderConfig, ContinuousTextAutoencoder)
+AutoConfig.register("adaptive_byte", AdaptiveByteConfig)
+AutoConfig.register("gru_byte", GRUByteConfig)
+AutoModelForCausalLM.register(AdaptiveByteConfig, AdaptiveByteForCausalLM)
+AutoModelForCausalLM.register(GRUByteConfig, GRUByteForCausalLM)
+AutoTokenizer.register(AdaptiveByteConfig, tokenizer_class=ByteTokenizer)
+AutoTokenizer.register(GRUByteConfig, tokenizer_class=ByteTokenizer)
 
 __all__ = [
     "POLICIES",
     "ActivationCompressor",
     "ActivationCompressorConfig",
     "ActivationCompressorOutput",
+    "AdaptiveByteConfig",
+    "AdaptiveByteForCausalLM",
     "AutoCompressorMixin",
     "AutoCompressorModel",
     "AutoCompressorOutput",
+    "ByteLMOutput",
     "ByteSegmentCompressor",
     "ByteTokenizer",
     "CodeExpander",
     "CodeSequenceConfig",
     "CodeSequenceTransformer",
+    "ContinuousDecoderOutput",
+    "ContinuousEncoderOutput",
+    "ContinuousTextAutoencoder",
+    "ContinuousTextAutoencoderConfig",
+    "ContinuousTextAutoencoderOutput",
+    "GRUByteConfig",
+    "GRUByteForCausalLM",
     "GemmaAutoCompressorConfig",
     "GemmaAutoCompressorModel",
     "HierarchicalAutoencoder",
@@ -99,6 +130,7 @@ __all__ = [
     "Qwen2AutoCompressorModel",
     "Qwen3AutoCompressorConfig",
     "Qwen3AutoCompressorModel",
+    "RecurrentCache",
     "SegmentSummary",
     "SlidingWindowAttention",
     "SoftpromptCache",

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from .modeling_autocompressor import (
     GemmaAutoCompressorModel,
@@ -109,6 +117,28 @@ def load_autocompressor(name: str, **kwargs) -> PreTrainedModel:
     return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
+def load_language_model(name: str, **kwargs) -> PreTrainedModel:
+    """
+    Loads `name` as [`load_autocompressor`] where there is an AutoCompressor for it, else as the causal language model
+    that it is.
+
+    Raises:
+        OSError: if the checkpoint is damaged, or cannot be reached; the message names what needs no hub.
+        ValueError: if it is no causal language model.
+    """
+    config = load_base_config(name)
+    if config.model_type in AUTOCOMPRESSORS:
+        return load_autocompressor(name, **kwargs)
+    check_causal_lm(name, config)
+    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+
+def check_causal_lm(name: str, config: PreTrainedConfig):
+    """Raises a `ValueError` for the config of a model that is no causal language model."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{name} must be a causal language model, it is a {config.model_type}.")
+
+
 def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
     """Reads the config of a folder or a hub name; an `OSError` of one line names what needs no hub."""
     try:
@@ -118,4 +148,12 @@ def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
         raise OSError(f"Cannot read the model {name!r} ({reason}). Without a hub: {OFFLINE_BASES}.") from error
 
 
-__all__ = ["OFFLINE_BASES", "autocompressor_class", "load_autocompressor", "load_base_config", "resolve_base"]
+__all__ = [
+    "OFFLINE_BASES",
+    "autocompressor_class",
+    "check_causal_lm",
+    "load_autocompressor",
+    "load_base_config",
+    "load_language_model",
+    "resolve_base",
+]

@@ -6,11 +6,9 @@ codes (all of the first codebook, then of the second, ...) and, for `lossless`, 
 codes decode wrongly, the bytes that each of these patches stands for, and those bytes.
 """
 
-import copy
 import hashlib
 import json
 import lzma
-import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -18,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import torch
 
+from .coded_file import check_original, check_weights, exact_copy, read_parts, weights_hash, write_parts
 from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
 from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder, rows_to_bytes
 from .tokenization_bytes import NUM_BYTES
@@ -25,7 +24,6 @@ from .tokenization_bytes import NUM_BYTES
 
 MAGIC = b"\x89ACZ\r\n\x1a\n"  # no text, and damaged by a transfer that takes it for text
 VERSION = 1
-PREFIX = struct.Struct("<8sBIQI")
 Progress = Callable[[range], Iterable[int]]
 DECOMPRESSORS = {"zlib": zlib.decompress, "lzma": lzma.decompress}
 
@@ -66,28 +64,6 @@ class ByteCodecHeader:
     @property
     def num_codes(self) -> int:
         return self.num_patches * self.num_quantizers
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """
-    SHA-256 over names, shapes and values of all weights and codebooks.
-
-    Values count, not dtypes: a bfloat16 checkpoint has one hash in bfloat16 and in float32. A float32 checkpoint that
-    is rounded to bfloat16 is another model, and decodes to other bytes.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().double().contiguous().numpy())
-    return digest.hexdigest()
-
-
-def exact_copy(model: HierarchicalAutoencoder) -> HierarchicalAutoencoder:
-    """A copy in float64, codebooks too, with the attention that keeps it: eager attention takes its softmax in
-    float32."""
-    exact = copy.deepcopy(model).double()
-    exact.config._attn_implementation = "sdpa"
-    return exact
 
 
 def pack_bits(values: np.ndarray, bits: int) -> bytes:
@@ -221,28 +197,10 @@ def check_arguments(model: HierarchicalAutoencoder, batch_size: int):
         raise ValueError(f"`batch_size` must be an integer of 1 or more, got {batch_size!r}.")
 
 
-def write_parts(header: ByteCodecHeader, body: bytes) -> bytes:
-    parts = json.dumps(asdict(header)).encode() + body
-    return PREFIX.pack(MAGIC, VERSION, len(parts) - len(body), len(body), zlib.crc32(parts)) + parts
-
-
-def read_parts(blob: bytes) -> tuple[ByteCodecHeader, bytes]:
+def read_file(blob: bytes) -> tuple[ByteCodecHeader, bytes]:
     """Returns header and body; see `read_header` for the errors."""
-    if not isinstance(blob, bytes | bytearray):
-        raise ValueError(f"`blob` must be bytes, got {type(blob).__name__}.")
-    if blob[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"`blob` must be what `encode_bytes` returns, it begins with {bytes(blob[: len(MAGIC)])!r}.")
-    if len(blob) < PREFIX.size:
-        raise ValueError(f"`blob` is truncated: it must have {PREFIX.size} bytes or more, it has {len(blob)}.")
-    _, version, header_length, body_length, checksum = PREFIX.unpack_from(blob)
-    if version != VERSION:
-        raise ValueError(f"`blob` must have the version {VERSION}, it has {version}.")
-    parts, length = blob[PREFIX.size :], header_length + body_length
-    if len(parts) < length:
-        raise ValueError(f"`blob` is truncated: it must have {PREFIX.size + length} bytes, it has {len(blob)}.")
-    if len(parts) > length or zlib.crc32(parts) != checksum:
-        raise ValueError(f"`blob` is damaged: its checksum must be {checksum:08x}, it is {zlib.crc32(parts):08x}.")
-    return ByteCodecHeader(**json.loads(parts[:header_length])), parts[header_length:]
+    header, body = read_parts(blob, MAGIC, VERSION, "encode_bytes")
+    return ByteCodecHeader(**json.loads(header)), body
 
 
 def read_header(blob: bytes) -> ByteCodecHeader:
@@ -252,7 +210,7 @@ def read_header(blob: bytes) -> ByteCodecHeader:
     Raises:
         ValueError: for what is no such file, or one that is truncated, damaged or of another version.
     """
-    return read_parts(blob)[0]
+    return read_file(blob)[0]
 
 
 def split_streams(header: ByteCodecHeader, body: bytes) -> Iterator[tuple[bytes, str]]:
@@ -303,7 +261,8 @@ def encode_bytes(
         streams += correction_streams(model.config, original, wrong)
     right_bytes = len(data) - int(original.lengths[wrong].sum())
     header = make_header(model, data, original, lossless, right_bytes, streams)
-    return write_parts(header, b"".join(stored for _, stored in streams))
+    body = b"".join(stored for _, stored in streams)
+    return write_parts(MAGIC, VERSION, json.dumps(asdict(header)).encode(), body)
 
 
 def code_streams(config: HierarchicalAutoencoderConfig, patches: Patches) -> list[tuple[str, bytes]]:
@@ -359,8 +318,8 @@ def decode_bytes(
             another version or made by other weights; and if a lossless file decodes to other bytes than its original.
     """
     check_arguments(model, batch_size)
-    header, body = read_parts(blob)
-    check_weights(header, model)
+    header, body = read_file(blob)
+    check_weights(model, header.model_type, header.model_hash)
     streams = split_streams(header, body)
     counts = read_stream(*next(streams), header.block_size + 1, header.num_blocks)
     codes = read_stream(*next(streams), header.codebook_size, header.num_codes).reshape(header.num_quantizers, -1).T
@@ -369,7 +328,7 @@ def decode_bytes(
     if not header.lossless:
         return decoded.data.tobytes()
     data = correct_patches(decoded, *read_corrections(header, streams)).tobytes()
-    check_original(header, data)
+    check_original(data, header.sha256)
     return data
 
 
@@ -382,22 +341,4 @@ def read_corrections(
     return wrong, lengths, read_stream(*next(streams), NUM_BYTES, int(lengths.sum()))
 
 
-def check_weights(header: ByteCodecHeader, model: HierarchicalAutoencoder):
-    found = weights_hash(model)
-    if header.model_hash != found:
-        raise ValueError(
-            f"`blob` was made by a {header.model_type} with the weights {header.model_hash[:16]}, `model` has"
-            f" {found[:16]}: codes mean something only to the weights that made them, in the same dtype."
-        )
-
-
-def check_original(header: ByteCodecHeader, data: bytes):
-    found = hashlib.sha256(data).hexdigest()
-    if header.sha256 != found:
-        raise ValueError(
-            f"`blob` decodes to other bytes than its original (SHA-256 {found[:16]}, not {header.sha256[:16]}): this"
-            " machine or its PyTorch rounds differently from the one that encoded it."
-        )
-
-
-__all__ = ["ByteCodecHeader", "decode_bytes", "encode_bytes", "read_header", "weights_hash"]
+__all__ = ["ByteCodecHeader", "decode_bytes", "encode_bytes", "read_header"]

@@ -13,12 +13,13 @@ from transformers.integrations import TensorBoardCallback
 
 from .evaluation.reconstruction import reconstruction_metrics, reconstruction_statistics
 from .tokenization_bytes import NUM_BYTES
+from .trainer_mixin import TrainerMixin
 
 
 SAMPLES_FILE = "reconstructions.jsonl"
 
 
-class HierarchicalTrainer(Trainer):
+class HierarchicalTrainer(TrainerMixin, Trainer):
     """
     Trains a [`HierarchicalAutoencoder`].
 
@@ -30,26 +31,13 @@ class HierarchicalTrainer(Trainer):
     def __init__(self, *args, num_samples: int = 4, **kwargs):
         super().__init__(*args, compute_metrics=self.metrics_of, **kwargs)
         self.num_samples = num_samples
-        self.sums: dict[str, torch.Tensor] = {}
-        self.num_summed = 0
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        for name, value in outputs.losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
-        self.num_summed += 1
+        self.track_losses(outputs.losses)
         return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of every loss since the last report, over steps and processes."""
-        if "loss" in logs and self.sums:
-            means = torch.stack([*self.sums.values()]).float() / self.num_summed
-            means = self.accelerator.reduce(means, reduction="mean")
-            logs = logs | {f"{name}_loss": mean for name, mean in zip(self.sums, means.tolist(), strict=True)}
-            self.sums, self.num_summed = {}, 0
-        super().log(logs, start_time)
 
     def prediction_step(
         self,

@@ -93,7 +93,9 @@ class HierarchicalPreTrainedModel(PreTrainedModel):
             init.zeros_(module.num_batches)
         elif isinstance(module, LearnedQueryAttention):
             init.normal_(module.queries, std=self.config.initializer_range)
-            # As large as the normed states that they are added to: the order within a segment shows from the start.
+            # Of mean square 1, as what they multiply.
+            init.normal_(module.positions, std=1.0)
+        elif isinstance(module, CodeExpander):
             init.normal_(module.positions, std=1.0)
         elif isinstance(module, ByteSegmentCompressor):
             init.constant_(module.border_threshold, self.config.border_threshold)
@@ -226,6 +228,7 @@ class CodeExpander(HierarchicalPreTrainedModel):
         self.max_symbols = config.max_patch_length * config.symbols_per_unit
         self.embed_codes = nn.Linear(config.codebook_dim, config.hidden_size)
         self.memory = SlidingWindowTransformer(config, config.num_memory_layers, config.memory_window)
+        self.positions = nn.Parameter(torch.empty(self.max_symbols, config.hidden_size))
         # The last row stands in front of a segment.
         self.embed_symbols = nn.Embedding(config.vocab_size + 1, config.hidden_size)
         self.decoder = SlidingWindowTransformer(config, config.num_expander_layers, self.max_symbols - 1)
@@ -270,7 +273,9 @@ class CodeExpander(HierarchicalPreTrainedModel):
         positions = symbol_positions(positions, self.symbols_per_unit)
         previous = F.pad(symbols, (1, 0))[:, :-1].masked_fill(positions == 0, self.config.vocab_size)
         own = memory.gather(1, (patch_ids + 1)[..., None].expand(-1, -1, memory.shape[-1]))
-        hidden_states = self.decoder(self.embed_symbols(previous) + own, patch_ids, positions)
+        hidden_states = self.decoder(
+            self.embed_symbols(previous) + own * self.positions[positions], patch_ids, positions
+        )
         hidden_states = self.norm(hidden_states)
         last = slice(self.symbols_per_unit - 1, None, self.symbols_per_unit)
         return CodeExpanderOutput(
@@ -296,7 +301,7 @@ class CodeExpander(HierarchicalPreTrainedModel):
         previous = torch.full_like(rows, self.config.vocab_size)
         cache = DynamicCache()
         for step in range(self.max_symbols if len(rows) else 0):
-            inputs = self.embed_symbols(previous) + memory
+            inputs = self.embed_symbols(previous) + memory * self.positions[step]
             hidden_states = self.norm(self.decoder.step(inputs[:, None], cache, step))[:, 0]
             previous = self.symbol_logits(hidden_states, torch.full_like(previous, step)).argmax(dim=-1)
             symbols[rows, step] = previous
@@ -430,7 +435,29 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         self.compressors = nn.ModuleList(ByteSegmentCompressor(level) for level in config.level_configs)
         self.expanders = nn.ModuleList(CodeExpander(level) for level in config.level_configs)
         self.code_sequence = CodeSequenceTransformer(config.code_sequence_config)
+        self.num_frozen_levels = 0
         self.post_init()
+
+    def freeze_levels(self, num_levels: int):
+        """
+        Keeps the first levels as they are, codebooks and thresholds too: training goes on above them.
+
+        Raises:
+            ValueError: if no level is left to train.
+        """
+        if not 0 <= num_levels < self.config.num_levels:
+            raise ValueError(f"`num_levels` must be from 0 to {self.config.num_levels - 1}, got {num_levels}.")
+        self.num_frozen_levels = num_levels
+        for level, parts in enumerate(zip(self.compressors, self.expanders, strict=True)):
+            for part in parts:
+                part.requires_grad_(level >= num_levels)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "HierarchicalAutoencoder":
+        super().train(mode)
+        for part in (*self.compressors[: self.num_frozen_levels], *self.expanders[: self.num_frozen_levels]):
+            part.eval()
+        return self
 
     def read_bytes(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None

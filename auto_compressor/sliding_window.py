@@ -168,12 +168,13 @@ class LearnedQueryAttention(nn.Module):
     """
     Pools every segment into one vector: learned queries attend to the positions of the segment, of any number, by a
     softmax over segments that scatters and needs no mask (as the cross-attention pooling of BLT, arXiv 2412.09871,
-    section 3.2.2).
+    section 3.2.2). States are multiplied by a learned vector of their place in the segment, so that their sum keeps
+    the order (the binding of Plate, "Holographic Reduced Representations", 1995, by elementwise products).
 
     Args:
         hidden_size (`int`), num_attention_heads (`int`): Sizes of the attention.
         num_queries (`int`): Learned queries per segment; what they find is joined and projected.
-        max_positions (`int`): Positions of the longest segment: keys and values know their place in the segment.
+        max_positions (`int`): Positions of the longest segment.
     """
 
     def __init__(self, hidden_size: int, num_attention_heads: int, num_queries: int, max_positions: int):
@@ -204,7 +205,7 @@ class LearnedQueryAttention(nn.Module):
             `torch.Tensor` of shape `(batch_size, num_patches, hidden_size)`, zeros where a row has no such segment.
         """
         batch_size = hidden_states.shape[0]
-        hidden_states = self.norm(hidden_states) + self.positions[positions]
+        hidden_states = self.norm(hidden_states) * self.positions[positions]
         key, value = (proj(hidden_states).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         scores = torch.einsum("blhd,qhd->blqh", key, self.queries) * self.head_dim**-0.5
         # One more segment per row takes the padding.

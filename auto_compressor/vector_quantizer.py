@@ -82,21 +82,23 @@ def all_processes(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(gathered)
 
 
-def spread_rows(rows: torch.Tensor, mask: torch.BoolTensor, chosen: torch.BoolTensor) -> torch.Tensor:
-    """One of the valid `rows` for each chosen entry, evenly spread over them; the others get any row.
+def draw_rows(rows: torch.Tensor, weights: torch.Tensor, chosen: torch.BoolTensor) -> torch.Tensor:
+    """One of the `rows` for each chosen entry, in proportion to their weights; the others get any row.
+
+    The rows are met at even steps through the running sum of the weights, not at random.
 
     Args:
-        rows (`torch.Tensor` of shape `(num_rows, dim)`), mask (`torch.BoolTensor` of shape `(num_rows,)`): The rows
-            to take from, and which are valid.
+        rows (`torch.Tensor` of shape `(num_rows, dim)`), weights (`torch.Tensor` of shape `(num_rows,)`): The rows to
+            take from, and their weights: 0 for rows that must not be taken, above 0 for some.
         chosen (`torch.BoolTensor` of shape `(size,)`): The entries that get a row.
 
     Returns:
         `torch.Tensor` of shape `(size, dim)`.
     """
-    valid_first = mask.long().argsort(descending=True, stable=True)
-    rank = chosen.long().cumsum(dim=0) - 1
-    index = rank * mask.sum() // chosen.sum().clamp(min=1)
-    return rows[valid_first[index.clamp(0, rows.shape[0] - 1)]]
+    sums = weights.double().cumsum(dim=0)
+    step = sums[-1] / chosen.sum().clamp(min=1)
+    places = (chosen.cumsum(dim=0) - 0.5) * step
+    return rows[torch.searchsorted(sums, places).clamp(0, len(rows) - 1)]
 
 
 class RunningNorm(nn.Module):
@@ -172,13 +174,21 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def reset_dead_codes(self, vectors: torch.Tensor, mask: torch.BoolTensor):
-        """Moves unused codes to vectors of the batch, and gives them the mean count."""
+        """
+        Moves unused codes to vectors of the batch, and gives them the mean count.
+
+        A fresh codebook is spread over the batch. Later, vectors are taken in proportion to their squared distance
+        from the codebook, as k-means++ seeds (Arthur and Vassilvitskii, 2007): what has a code gets no second name.
+        """
         rows, valid = all_processes(vectors), all_processes(mask)
         if not len(rows):
             return
         dead = self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()
         dead &= valid.any()
-        self.codebook.copy_(torch.where(dead[:, None], spread_rows(rows, valid, dead), self.codebook))
+        distances = (rows - F.embedding(self.nearest(rows), self.codebook)).square().sum(dim=-1)
+        weights = torch.where(self.cluster_size.any(), distances + torch.finfo(distances.dtype).tiny, 1.0)
+        drawn = draw_rows(rows, weights.masked_fill(~valid, 0.0), dead)
+        self.codebook.copy_(torch.where(dead[:, None], drawn, self.codebook))
         self.cluster_size.copy_(torch.where(dead, valid.sum() / self.codebook_size, self.cluster_size))
 
     @torch.no_grad()

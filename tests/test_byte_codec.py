@@ -19,17 +19,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from auto_compressor import HierarchicalAutoencoder, HierarchicalAutoencoderConfig, byte_codec
 from auto_compressor.bundled import BUNDLED_TRAIN_TEXT
 from auto_compressor.byte_codec import (
-    PREFIX,
     decode_bytes,
     encode_bytes,
     pack_bits,
     read_header,
     read_stream,
     unpack_bits,
-    weights_hash,
     write_stream,
 )
 from auto_compressor.cli.main import main
+from auto_compressor.coded_file import PREFIX, weights_hash
 from auto_compressor.softprompts import write_whole
 
 
@@ -90,7 +89,7 @@ def trained():
     model = make_model([LEVEL | {"hidden_size": 32, "intermediate_size": 64}]).train()
     input_ids, _ = model.blocks(TEXT)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(200):
+    for _ in range(400):
         optimizer.zero_grad()
         model(input_ids, labels=input_ids).loss.backward()
         optimizer.step()

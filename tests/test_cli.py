@@ -1,22 +1,28 @@
 """The command `auto-compressor`, called as a shell would."""
 
 import io
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from auto_compressor import (
+    AdaptiveByteConfig,
+    AdaptiveByteForCausalLM,
+    ByteTokenizer,
+    GRUByteConfig,
+    GRUByteForCausalLM,
     LlamaAutoCompressorConfig,
     LlamaAutoCompressorModel,
     OPTAutoCompressorConfig,
     OPTAutoCompressorModel,
 )
 from auto_compressor.bundled import BUNDLED_TOKENIZER
-from auto_compressor.cli.main import main
+from auto_compressor.cli.main import COMMANDS, main
 from auto_compressor.control_tokens import add_control_tokens
 from auto_compressor.evaluation.context import compare_contexts
 from auto_compressor.softprompts import load_softprompt
@@ -128,6 +134,84 @@ def test_generate_is_generate(folder, model, ids, text_file, tmp_path, capsys):
     assert samples[0] == samples[1] != samples[2]
 
 
+BYTE_MODELS = {
+    "adaptive": (AdaptiveByteForCausalLM, AdaptiveByteConfig(hidden_size=16, byte_entropy_threshold=12.0)),
+    "gru": (GRUByteForCausalLM, GRUByteConfig(hidden_size=16)),
+}
+
+
+@pytest.fixture(scope="module", params=BYTE_MODELS)
+def byte_folder(request, tmp_path_factory):
+    """A saved language model of bytes with random weights, and no tokenizer beside it."""
+    torch.manual_seed(0)
+    model_class, config = BYTE_MODELS[request.param]
+    model, path = model_class(config), tmp_path_factory.mktemp("bytes")
+    with torch.no_grad():
+        model.lm_head.weight *= 10  # far from uniform
+    model.save_pretrained(path)
+    return path
+
+
+SEARCHES = {
+    "greedy": ([], {"do_sample": False}),
+    "beams": (["--num-beams", "3"], {"do_sample": False, "num_beams": 3}),
+    "sampling": (["--temperature", "2", "--seed", "1"], {"do_sample": True, "temperature": 2.0, "top_k": 0}),
+    "top-k": (
+        ["--temperature", "2", "--seed", "1", "--top-k", "3"],
+        {"do_sample": True, "temperature": 2.0, "top_k": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_generate_bytes(byte_folder, capsys, search):
+    prompt, (arguments, options) = "The king s\u00e5id", SEARCHES[search]
+    command = ["generate", "--model", str(byte_folder), "--prompt", prompt, "--max-new-tokens", "30", *arguments]
+    assert main(command) == 0
+    model = AutoModelForCausalLM.from_pretrained(byte_folder).eval()
+    ids = torch.tensor([list(prompt.encode())])
+    torch.manual_seed(1)
+    sequences = model.generate(ids, max_new_tokens=30, **options)
+    assert capsys.readouterr().out == ByteTokenizer().decode(sequences[0], skip_special_tokens=True) + "\n"
+
+
+def test_searches_differ(byte_folder, capsys):
+    command = ["generate", "--model", str(byte_folder), "--prompt", "The king", "--max-new-tokens", "30"]
+    printed = [main([*command, *arguments]) or capsys.readouterr().out for arguments, _ in SEARCHES.values()]
+    assert len(set(printed)) == len(SEARCHES)
+
+
+@pytest.mark.parametrize(
+    "text", ["na\u00efve caf\u00e9", "\u4e2d\u6587\u3002 \U0001f389\n\U0001f1eb\U0001f1ee", "\u00e5" * 50]
+)
+def test_characters_of_several_bytes_are_printed_whole(byte_folder, capsys, monkeypatch, text):
+    """Byte by byte, as they are generated: no character is cut, none is printed twice."""
+    printed = []
+
+    def generate(self, input_ids, streamer, **kwargs):
+        for byte in (prompt + text).encode():
+            streamer.put(torch.tensor([byte]))
+            printed.append(capsys.readouterr().out)
+        streamer.end()
+
+    prompt = "\u00e9t\u00e9 "
+    monkeypatch.setattr(AutoModelForCausalLM.from_pretrained(byte_folder).__class__, "generate", generate)
+    assert main(["generate", "--model", str(byte_folder), "--prompt", prompt]) == 0
+    assert "\ufffd" not in "".join(printed)
+    assert "".join(printed) + capsys.readouterr().out == prompt + text + "\n"
+
+
+def test_a_softprompt_needs_an_autocompressor(byte_folder, capsys):
+    assert main(["generate", "--model", str(byte_folder), "--prompt", "a", "--softprompt", "x.safetensors"]) == 1
+    assert "--softprompt needs an AutoCompressor, --model is a " in one_line(capsys.readouterr())
+
+
+def test_generate_needs_a_language_model(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "hierarchical_autoencoder"}')
+    assert main(["generate", "--model", str(tmp_path), "--prompt", "a"]) == 1
+    assert "must be a causal language model, it is a hierarchical_autoencoder" in one_line(capsys.readouterr())
+
+
 @pytest.fixture(scope="module")
 def variable_folder(tmp_path_factory):
     """A model that decides how many vectors a segment gets, with the control tokens in its tokenizer."""
@@ -219,6 +303,8 @@ BAD_INPUT = {
     "temperature": (["generate", "--prompt", "a", "--temperature", "-1"], "--temperature must be 0 or more"),
     "temperature nan": (["generate", "--prompt", "a", "--temperature", "nan"], "--temperature must be 0 or more"),
     "top-p": (["generate", "--prompt", "a", "--temperature", "1", "--top-p", "0"], "--top-p must be above 0"),
+    "top-k": (["generate", "--prompt", "a", "--temperature", "1", "--top-k", "-1"], "--top-k must be 0 or more"),
+    "beams": (["generate", "--prompt", "a", "--num-beams", "0"], "--num-beams must be 1 or more, got 0"),
     "short text": (["perplexity", "--segment-lengths", "500", "500", "--text", "{tmp}/text.txt"], "2 sequences"),
     "one segment": (["perplexity", "--segment-lengths", "20"], "two or more segments"),
     "batch size": (["perplexity", "--segment-lengths", "8", "8", "--batch-size", "1"], "--batch-size must be 2"),
@@ -275,7 +361,7 @@ def test_unreachable_model(capsys):
 def test_installed_command_lists_the_sub_commands():
     command = [sys.executable, "-m", "auto_compressor.cli.main", "--help"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(name in output for name in ("summarize", "generate", "perplexity"))
+    assert {module.NAME for module in COMMANDS} == set(re.findall(r"^    ([a-z-]+)", output, flags=re.MULTILINE))
 
 
 COMMANDS_ALONE = """

@@ -225,6 +225,23 @@ def test_a_level_is_added_to_a_trained_model(main, tmp_path):
         main(*arguments[:2], "--model_name_or_path", second, "--num_levels", 1, "--do_train")
 
 
+def test_frozen_levels_stay_as_they_are(main, tmp_path):
+    """Weights, codebooks and thresholds, and so the codes of the level below the new one."""
+    first = main(*TINY, "--do_train", "--max_steps", 1, "--border_rule", "target_ratio", output_dir=tmp_path / "first")
+    arguments = ["--model_type", "hierarchical_autoencoder", "--model_name_or_path", first, "--num_levels", 2]
+    arguments += ["--do_train", "--max_steps", 2, "--freeze_levels"]
+    frozen = main(*arguments, 1, output_dir=tmp_path / "frozen")
+    moving = main(*arguments, 0, output_dir=tmp_path / "moving")
+    old, kept, moved = (AutoModel.from_pretrained(folder) for folder in (first, frozen, moving))
+    for name, parts in {"compressors": old.compressors, "expanders": old.expanders}.items():
+        assert_close(getattr(kept, name)[0].state_dict(), parts[0].state_dict(), rtol=0, atol=0)
+        before, after = parts[0].state_dict(), getattr(moved, name)[0].state_dict()
+        assert all(not torch.equal(before[key], after[key]) for key in before if before[key].is_floating_point())
+    assert not torch.equal(kept.compressors[1].quantizer.codebook, moved.compressors[1].quantizer.codebook)
+    with pytest.raises(SystemExit, match="`num_levels` must be from 0 to 1, got 2"):
+        main(*arguments, 2, output_dir=tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "auto_compressor"
 SCRIPTS = ("args", "data", "substep_trainer")
-FACE = ("__init__", "bases", "byte_codec", "hierarchical_trainer", "objectives")
+FACE = ("__init__", "adaptive_trainer", "bases", "byte_codec", "byte_lm_codec", "carried_state", "convert")
+FACE += ("hierarchical_trainer", "objectives")
 
 PART, CONFIGURATION, GENERATION, MODEL, PACKAGE_FACE, SCRIPT, PROGRAM = range(7)
 

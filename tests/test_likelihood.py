@@ -148,7 +148,7 @@ def step_by_step(model, expander, memory: torch.Tensor, symbols: list[int], ends
     """Log-probability of one segment given the context of its code, from the steps of `CodeExpander.generate`."""
     previous, cache, total = torch.tensor([expander.config.vocab_size]), DynamicCache(), 0.0
     for step, symbol in enumerate(symbols):
-        inputs = expander.embed_symbols(previous) + memory
+        inputs = expander.embed_symbols(previous) + memory * expander.positions[step]
         hidden_states = expander.norm(expander.decoder.step(inputs[:, None], cache, step))[:, 0]
         logits = expander.symbol_logits(hidden_states, torch.tensor([step]))[0]
         total += logits.log_softmax(dim=-1)[symbol].item()

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from auto_compressor.patching import (
     BORDER_RULES,
+    broadcast_patches,
+    continued_borders,
     cumulative_borders,
+    gather_patches,
     last_borders,
     limit_patch_lengths,
     patch_ids_from_borders,
@@ -161,3 +164,48 @@ def test_no_columns(rule):
     borders = limit_patch_lengths(BORDER_RULES[rule](torch.zeros(2, 0), 0.5), MAX_LENGTH)
     assert borders.shape == positions_in_patch(borders).shape == (2, 0) and borders.dtype == torch.bool
     assert patch_lengths_from_ids(patch_ids_from_borders(borders, borders), 0).shape == (2, 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=st.lists(st.lists(VALUES, min_size=12, max_size=12), min_size=1, max_size=3), data=st.data())
+def test_borders_go_on_in_pieces(rows, data):
+    """Whatever the pieces, and with rows that end in different ones."""
+    scores, threshold = torch.tensor(rows), data.draw(THRESHOLDS)
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, 12), min_size=len(rows), max_size=len(rows))))
+    cuts = sorted(data.draw(st.sets(st.integers(1, 11))))
+    pieces, running_sum, begun = [], None, None
+    for start, end in zip([0, *cuts], [*cuts, 12], strict=True):
+        inside = (lengths - start).clamp(0, end - start)
+        borders, running_sum = continued_borders(scores[:, start:end], threshold, inside, running_sum, begun)
+        begun = lengths > 0
+        pieces.append(borders)
+    assert torch.equal(torch.cat(pieces, dim=1), cumulative_borders(scores, threshold, lengths))
+
+
+@settings(deadline=None, max_examples=60)
+@given(borders=st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=3), data=st.data())
+def test_gather_and_broadcast(borders, data):
+    """In one piece and in two, against a loop."""
+    border_mask = torch.tensor(borders)
+    border_mask[:, 0] = True
+    states = torch.arange(1.0, border_mask.numel() * 2 + 1).view(len(borders), 9, 2)
+    gathered = gather_patches(states, border_mask)
+    patch_states = -gathered
+    expected = torch.zeros_like(states)
+    for row in range(len(borders)):
+        starts = border_mask[row].nonzero()[:, 0].tolist()
+        assert (
+            torch.equal(gathered[row, : len(starts)], states[row, starts]) and not gathered[row, len(starts) :].any()
+        )
+        for patch, start in enumerate(starts[1:], start=1):
+            end = [*starts, 9][patch + 1]
+            expected[row, start + 1 : end] = patch_states[row, patch]
+    found, _ = broadcast_patches(patch_states, border_mask)
+    assert torch.equal(found, expected)
+    cut, pieces, carried, begun = data.draw(st.integers(1, 8)), [], None, None
+    for piece in (slice(0, cut), slice(cut, 9)):
+        new = gather_patches(-states[:, piece], border_mask[:, piece])
+        found, carried = broadcast_patches(new, border_mask[:, piece], carried=carried, begun=begun)
+        begun = torch.ones(len(borders), dtype=torch.bool)
+        pieces.append(found)
+    assert torch.equal(torch.cat(pieces, dim=1), expected)

@@ -10,7 +10,13 @@ import pytest
 from transformers import HfArgumentParser
 
 import auto_compressor
-from args import DataTrainingArguments, HierarchicalArguments, ModelArguments, TrainingArguments
+from args import (
+    AdaptiveByteArguments,
+    DataTrainingArguments,
+    HierarchicalArguments,
+    ModelArguments,
+    TrainingArguments,
+)
 from auto_compressor.cli import main as command
 
 
@@ -26,22 +32,30 @@ def test_scripts_exist():
         "run/quickstart.sh",
         "run/test.sh",
         "run/train.sh",
+        "run/train_adaptive.sh",
+        "run/train_baseline.sh",
         "benchmarks/autocompressor.py",
+        "benchmarks/adaptive.py",
     } <= scripts
     assert all((ROOT / script).is_file() for script in scripts)
 
 
 def test_flags_exist():
-    families = (ModelArguments, DataTrainingArguments, TrainingArguments), (HierarchicalArguments,)
-    known = {flag for arguments in families for flag in HfArgumentParser(arguments)._option_string_actions}
+    groups = [(ModelArguments, DataTrainingArguments, TrainingArguments), HierarchicalArguments, AdaptiveByteArguments]
+    known = {flag for group in groups for flag in HfArgumentParser(group)._option_string_actions}
     sources = [path.read_text() for path in (ROOT / "auto_compressor" / "cli").glob("*.py")]
-    sources += [path.read_text() for path in (ROOT / "benchmarks").glob("*.py")]
+    sources += [path.read_text() for path in [ROOT / "train.py", *(ROOT / "benchmarks").glob("*.py")]]
     known |= set(re.findall(r'"(--[\w-]+)"', "".join(sources)))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
 
 
 @pytest.mark.parametrize(
-    "script, section", [("train.sh", "Train"), ("train_hierarchical.sh", "Bytes to codes and back")]
+    "script, section",
+    [
+        ("train.sh", "Train"),
+        ("train_hierarchical.sh", "Bytes to codes and back"),
+        ("train_adaptive.sh", "Adaptive borders"),
+    ],
 )
 def test_variables_of_run_scripts_exist(script, section):
     script = (ROOT / "run" / script).read_text()
@@ -53,7 +67,7 @@ def test_variables_of_run_scripts_exist(script, section):
 
 
 def test_sub_commands_exist():
-    named = set(re.findall(r"^auto-compressor (\w+)", README, flags=re.MULTILINE))
+    named = set(re.findall(r"^auto-compressor ([\w-]+)", README, flags=re.MULTILINE))
     assert named == {module.NAME for module in command.COMMANDS}
 
 

@@ -203,7 +203,7 @@ def pool_by_loops(pooler, hidden_states, patch_ids, positions, num_patches):
     pooled = torch.zeros(len(patch_ids), num_patches, hidden_states.shape[-1]).double()
     for row, patch in {(row, patch) for row, ids in enumerate(patch_ids.tolist()) for patch in ids if patch >= 0}:
         where = patch_ids[row] == patch
-        own = pooler.norm(hidden_states[row, where]) + pooler.positions[positions[row, where]]
+        own = pooler.norm(hidden_states[row, where]) * pooler.positions[positions[row, where]]
         keys, values = (proj(own).unflatten(-1, (-1, pooler.head_dim)) for proj in (pooler.k_proj, pooler.v_proj))
         found = []
         for query in pooler.queries:

@@ -20,6 +20,7 @@ from auto_compressor.vector_quantizer import (
     ResidualVectorQuantizer,
     RunningNorm,
     VectorQuantizer,
+    draw_rows,
     masked_mean,
     warmed_up,
 )
@@ -237,6 +238,21 @@ def test_only_dead_codes_start_anew():
     assert_close(part.cluster_size[dead], torch.full((3,), mask.sum() / SIZE).double(), **CLOSE)
     for key in ("codebook", "cluster_size"):
         assert torch.equal(buffers(part)[key][~dead], before[key][~dead])
+
+
+def test_what_has_a_code_gets_no_second_one():
+    part = make_part("vq")
+    part.cluster_size.copy_(torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]))
+    new = 10 + torch.randn(2, DIM).double()
+    vectors = torch.cat([part.codebook[[0, 1] * 20], new, part.codebook[[4] * 20]])
+    part.reset_dead_codes(vectors, torch.ones(len(vectors), dtype=torch.bool))
+    assert_close(part.codebook[2:4].sort(dim=0).values, new.sort(dim=0).values, **EXACT)
+
+
+def test_draws_are_in_proportion_to_the_weights():
+    rows, weights = torch.arange(4)[:, None], torch.tensor([0.0, 3.0, 0.0, 1.0])
+    drawn = draw_rows(rows, weights, torch.tensor([1, 0, 1, 1, 0, 1]).bool())[:, 0]
+    assert drawn[[0, 2, 3, 5]].tolist() == [1, 1, 1, 3]
 
 
 @pytest.mark.parametrize(("dead_code_threshold", "collapses"), [(0.1, False), (0.0, True)])

@@ -1,15 +1,21 @@
 """What the sub-commands share: the model of `--model`, files in and out, progress."""
 
 import argparse
+import importlib.util
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 
-def add_model_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--model", required=True, help="AutoCompressor: a folder or a hub name")
+def add_model_arguments(parser: argparse.ArgumentParser, kind: str = "AutoCompressor", dtype: str = "auto"):
+    parser.add_argument("--model", required=True, help=f"{kind}: a folder or a hub name")
     add_device_argument(parser)
     parser.add_argument(
-        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="(default: as saved)"
+        "--dtype",
+        default=dtype,
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="auto: as saved (default: %(default)s)",
     )
 
 
@@ -17,11 +23,22 @@ def add_device_argument(parser: argparse.ArgumentParser):
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
 
 
+def add_output_argument(parser: argparse.ArgumentParser):
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - writes standard output")
+
+
 def add_codec_arguments(parser: argparse.ArgumentParser):
     """What `encode` and `decode` have in common."""
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - writes standard output")
+    add_output_argument(parser)
     parser.add_argument("--batch-size", type=int, default=32, help="blocks at once")
     parser.add_argument("--model", required=True, help="HierarchicalAutoencoder: a folder or a hub name")
+    add_device_argument(parser)
+
+
+def add_byte_lm_arguments(parser: argparse.ArgumentParser):
+    """What `compress` and `decompress` have in common."""
+    add_output_argument(parser)
+    parser.add_argument("--model", required=True, help="language model of bytes: a folder or a hub name")
     add_device_argument(parser)
 
 
@@ -29,6 +46,12 @@ def add_budget_argument(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--max-summary-length", type=int, help="most summary vectors per segment (default: all that the model makes)"
     )
+
+
+def check_installed(module: str, package: str, extra: str):
+    """Raises a `ValueError` that says how to install a package which only some sub-commands need."""
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f'This needs {package}, which is not installed: pip install "auto-compressor[{extra}]"')
 
 
 def check_output(path: Path):
@@ -45,6 +68,11 @@ def check_codec_arguments(args: argparse.Namespace):
     """Raises an `OSError` or a `ValueError` for arguments of `encode` or `decode` that cannot work."""
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {args.batch_size}.")
+    check_files(args)
+
+
+def check_files(args: argparse.Namespace):
+    """Raises an `OSError` or a `ValueError` for an `--output` that cannot be made of the file that is read."""
     if str(args.output) == "-":
         return
     check_output(args.output)
@@ -90,51 +118,91 @@ def silence_loading():
 
 
 def load_model(args: argparse.Namespace):
-    """Returns model and tokenizer of `--model`, ready for inference, without the chatter of loading."""
+    """Returns the AutoCompressor of `--model` and its tokenizer, ready for inference."""
+    from ..bases import load_autocompressor
+
+    return load_with_tokenizer(args, load_autocompressor)
+
+
+def load_any_model(args: argparse.Namespace):
+    """Returns the causal language model of `--model` and its tokenizer, ready for inference."""
+    from ..bases import load_language_model
+
+    return load_with_tokenizer(args, load_language_model)
+
+
+def load_with_tokenizer(args: argparse.Namespace, load: Callable):
+    """Returns model and tokenizer of `--model` without the chatter of loading."""
     import torch
 
-    from ..bases import load_autocompressor
     from ..control_tokens import check_tokenizer
 
     silence_loading()
     device = resolve_device(args.device)
     dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    model = load_autocompressor(args.model, dtype=dtype).eval()
+    model = load(args.model, dtype=dtype).eval()
     tokenizer = load_tokenizer(args.model)
     check_tokenizer(tokenizer, model.config)
     return model.to(device), tokenizer
 
 
 def load_autoencoder(args: argparse.Namespace):
+    """Returns the HierarchicalAutoencoder of `--model`; see [`load_complete`]."""
+    return load_complete(args, partial(class_by_type, types=("hierarchical_autoencoder",)))
+
+
+def load_borders_model(args: argparse.Namespace):
+    """Returns the model of `--model` that sets borders in bytes; see [`load_complete`]."""
+    return load_complete(args, partial(class_by_type, types=("adaptive_byte", "hierarchical_autoencoder")))
+
+
+def load_byte_lm(args: argparse.Namespace):
+    """Returns the causal language model of `--model`; see [`load_complete`]."""
+    return load_complete(args, causal_lm_class)
+
+
+def class_by_type(name: str, config, types: tuple[str, ...]) -> type:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCausalLM
+
+    if config.model_type not in types:
+        raise ValueError(f"--model {name} must be a {' or '.join(types)}, it is a {config.model_type}.")
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
+
+
+def causal_lm_class(name: str, config) -> type:
+    from transformers import AutoModelForCausalLM
+
+    from ..bases import check_causal_lm
+
+    check_causal_lm(f"--model {name}", config)
+    return AutoModelForCausalLM
+
+
+def load_complete(args: argparse.Namespace, find_class: Callable):
     """
-    Returns the HierarchicalAutoencoder of `--model`, ready for inference, without the chatter of loading.
+    Returns the model of `--model`, ready for inference, without the chatter of loading.
+
+    Args:
+        args (`argparse.Namespace`): With `model` and `device`.
+        find_class (`Callable`): Of the name and the config of a model, the class that loads it, or a `ValueError`.
 
     Raises:
         OSError: if there is none, or it is damaged or incomplete.
         ValueError: if `--model` is another kind of model, or `--device` is not there.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     silence_loading()
     device = resolve_device(args.device)
     try:
-        check_autoencoder_config(args.model, AutoConfig.from_pretrained(args.model))
-        model, found = AutoModel.from_pretrained(args.model, dtype="auto", output_loading_info=True)
+        auto_class = find_class(args.model, AutoConfig.from_pretrained(args.model))
+        model, found = auto_class.from_pretrained(args.model, dtype="auto", output_loading_info=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"Cannot load the model {args.model!r}: {str(error).splitlines()[0]}") from error
     if found["missing_keys"]:
         raise OSError(f"Cannot load the model {args.model!r}: it lacks {', '.join(sorted(found['missing_keys']))}.")
     return model.eval().to(device)
-
-
-def check_autoencoder_config(name: str, config):
-    from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
-
-    if not isinstance(config, HierarchicalAutoencoderConfig):
-        raise ValueError(
-            f"--model {name} must be a {HierarchicalAutoencoderConfig.model_type}, it is a {config.model_type}."
-        )
 
 
 def read_bytes(path: str) -> bytes:
@@ -173,6 +241,17 @@ def read_text(path: str) -> str:
 def token_ids(tokenizer, text: str, device):
     """Returns the tokens of a text, without special tokens: `(1, length)`."""
     return tokenizer(text, add_special_tokens=False, verbose=False, return_tensors="pt").input_ids.to(device)
+
+
+def print_facts(facts: dict[str, str], title: str | None = None, stderr: bool = False):
+    """A table of two columns, on standard error where a file goes to standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console(stderr=stderr).print(table)
 
 
 def progress_bar():

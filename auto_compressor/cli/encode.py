@@ -4,7 +4,15 @@ import argparse
 import time
 from functools import partial
 
-from .common import add_codec_arguments, check_codec_arguments, load_autoencoder, progress_bar, read_bytes, write_bytes
+from .common import (
+    add_codec_arguments,
+    check_codec_arguments,
+    load_autoencoder,
+    print_facts,
+    progress_bar,
+    read_bytes,
+    write_bytes,
+)
 
 
 NAME = "encode"
@@ -18,25 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
-    """On standard error where the file goes to standard output."""
-    from rich.console import Console
-    from rich.table import Table
-
     from ..byte_codec import read_header
 
     header, to_stdout = read_header(blob), str(args.output) == "-"
     num_bytes = max(header.num_bytes, 1)
-    table = Table(show_header=False)
-    table.add_row("file", "standard output" if to_stdout else str(args.output))
-    table.add_row("bytes in / of file", f"{header.num_bytes:,} / {len(blob):,}")
-    table.add_row("bits per byte", f"{8 * len(blob) / num_bytes:.2f}")
-    table.add_row("codes", f"{header.num_codes:,}")
-    table.add_row("bytes per code", f"{header.num_bytes / max(header.num_codes, 1):.2f}")
     right = f"{header.right_bytes / num_bytes:.2%}"
-    whole = f"all (lossless), {right} by the codes alone" if header.lossless else right
-    table.add_row("bytes of patches that come back", whole)
-    table.add_row("seconds (bytes/s)", f"{seconds:.1f} ({header.num_bytes / seconds:,.0f})")
-    Console(stderr=to_stdout).print(table)
+    facts = {
+        "file": "standard output" if to_stdout else str(args.output),
+        "bytes in / of file": f"{header.num_bytes:,} / {len(blob):,}",
+        "bits per byte": f"{8 * len(blob) / num_bytes:.2f}",
+        "codes": f"{header.num_codes:,}",
+        "bytes per code": f"{header.num_bytes / max(header.num_codes, 1):.2f}",
+        "bytes of patches that come back": f"all (lossless), {right} by the codes alone" if header.lossless else right,
+        "seconds (bytes/s)": f"{seconds:.1f} ({header.num_bytes / seconds:,.0f})",
+    }
+    print_facts(facts, stderr=to_stdout)
 
 
 def run(args: argparse.Namespace):

@@ -1,8 +1,9 @@
 """`auto-compressor evaluate`: the LM evaluation harness, with the hierarchical autoencoder as one of its models."""
 
 import argparse
-import importlib.util
 import sys
+
+from .common import check_installed
 
 
 NAME = "evaluate"
@@ -36,8 +37,7 @@ def harness_arguments(args: argparse.Namespace) -> list[str]:
 
 
 def run(args: argparse.Namespace):
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError('evaluate needs lm-eval, which is not installed: pip install "auto-compressor[eval]"')
+    check_installed("lm_eval", "lm-eval", "eval")
 
     from lm_eval.__main__ import cli_evaluate
 

@@ -4,10 +4,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import decode, encode, evaluate, generate, perplexity, summarize
+from . import (
+    check_causality,
+    compress,
+    convert,
+    decode,
+    decompress,
+    encode,
+    evaluate,
+    generate,
+    perplexity,
+    show_borders,
+    summarize,
+)
 
 
-COMMANDS = (summarize, generate, perplexity, encode, decode, evaluate)
+COMMANDS = (summarize, generate, perplexity, encode, decode, compress, decompress)
+COMMANDS += (convert, check_causality, show_borders, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from .common import (
     add_model_arguments,
     check_output,
     load_model,
+    print_facts,
     progress_bar,
     read_text,
     token_ids,
@@ -51,17 +52,15 @@ def compress_with_progress(model, input_ids, segment_length: int | None, max_sum
 
 
 def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seconds: float):
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False)
-    table.add_row("file", str(path))
-    table.add_row("tokens", f"{num_tokens:,}")
-    table.add_row("summary vectors", f"{softprompt.shape[1]:,}")
-    table.add_row("compression ratio", f"{num_tokens / softprompt.shape[1]:.1f}x")
-    table.add_row("bytes of text / of file", f"{text_bytes:,} / {path.stat().st_size:,}")
-    table.add_row("seconds (tokens/s)", f"{seconds:.1f} ({num_tokens / seconds:,.0f})")
-    Console().print(table)
+    facts = {
+        "file": str(path),
+        "tokens": f"{num_tokens:,}",
+        "summary vectors": f"{softprompt.shape[1]:,}",
+        "compression ratio": f"{num_tokens / softprompt.shape[1]:.1f}x",
+        "bytes of text / of file": f"{text_bytes:,} / {path.stat().st_size:,}",
+        "seconds (tokens/s)": f"{seconds:.1f} ({num_tokens / seconds:,.0f})",
+    }
+    print_facts(facts)
 
 
 def run(args: argparse.Namespace):

@@ -1,0 +1,24 @@
+"""`auto-compressor convert`: a published checkpoint to a folder that `from_pretrained` loads."""
+
+import argparse
+
+from .common import silence_loading
+
+
+NAME = "convert"
+HELP = "convert a published checkpoint"
+FAMILIES = ("adaptive_byte", "gru_byte", "continuous_text_autoencoder")
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--family", required=True, choices=FAMILIES)
+    parser.add_argument("source", help=".pt file, or folder with config.json and model.safetensors")
+    parser.add_argument("target", help="folder to write, new or empty")
+
+
+def run(args: argparse.Namespace):
+    from ..convert import convert_checkpoint
+
+    silence_loading()
+    model = convert_checkpoint(args.family, args.source, args.target)
+    print(f"{args.target}: {args.family}, {model.num_parameters():,} parameters")

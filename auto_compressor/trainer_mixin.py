@@ -1,0 +1,49 @@
+"""What the trainers of all families add to that of transformers."""
+
+from collections.abc import Iterator
+
+import torch
+
+
+class TrainerMixin:
+    """
+    Goes before [`~transformers.Trainer`] among the bases of a trainer whose steps `track` values by name.
+
+    With every loss that the Trainer logs go their means over the optimisation steps since the last report, and over
+    processes. A finished run that is resumed takes no further step.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.last_logged_step = 0
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The batches of one step; none for a finished run that is resumed, where transformers takes one step more."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def track(self, name: str, value: torch.Tensor):
+        """Adds to what is reported; of several batches in one step, every one adds its share."""
+        if not self.sums:
+            self.last_logged_step = self.state.global_step
+        self.sums[name] = self.sums.get(name, 0) + value
+
+    def track_losses(self, losses: dict[str, torch.Tensor]):
+        """Tracks the losses of one batch by their names."""
+        for name, value in losses.items():
+            self.track(f"{name}_loss", value.detach() / self.current_gradient_accumulation_steps)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.sums:
+            steps = self.state.global_step - self.last_logged_step
+            means = self.accelerator.reduce(torch.stack([*self.sums.values()]).float() / steps, reduction="mean")
+            logs = logs | dict(zip(self.sums, means.tolist(), strict=True))
+            self.sums = {}
+        super().log(logs, start_time)
+
+
+__all__ = ["TrainerMixin"]
