@@ -166,10 +166,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     def check_identity(self, base_model: PreTrainedModel):
         """Raises a `ValueError` unless `base_model` is the one that this compressor belongs to."""
         config, base = self.config, base_model.config
-        trains_base = self.training and not config.freeze_base
-        if base.model_type != config.base_model_type or (
-            not trains_base and model_fingerprint(base_model) != config.base_fingerprint
-        ):
+        if base.model_type != config.base_model_type or model_fingerprint(base_model) != config.base_fingerprint:
             raise ValueError(
                 f"This compressor belongs to {config.base_name_or_path!r} ({config.base_model_type}), with other"
                 f" weights than those of {base.name_or_path!r} ({base.model_type})."
@@ -194,6 +191,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         segment_length: int | None = None,
+        compression_ratio: float | None = None,
         policy: Policy | None = None,
         past_key_values: MergingCache | None = None,
     ) -> MergingCache:
@@ -208,6 +206,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             segment_length (`int`, *optional*):
                 The cache is compressed whenever so many tokens were read, so that it never holds more than its slots
                 and these. Default: once, after the whole text.
+            compression_ratio (`float`, *optional*): Default: that of the config, or its `num_slots`.
             policy (`Callable`, *optional*): What to do with a layer, see `cache_policies`. Default: [`merge`].
             past_key_values (`MergingCache`, *optional*): What was read before, which the text continues.
 
@@ -218,10 +217,42 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             ValueError: if a text is so short that its slots are fewer than sinks and recent window, and as [`attach`].
         """
         cache = MergingCache(base_model.config) if past_key_values is None else past_key_values
+        text = (cache, input_ids, attention_mask, segment_length)
         with self.attach(base_model):
-            for _ in self._read(base_model, cache, input_ids, attention_mask, segment_length, policy or self.merge):
+            for _ in self._read(base_model, *text, compression_ratio, policy or self.merge):
                 pass
         return cache
+
+    @torch.no_grad()
+    def compress_cache(
+        self,
+        cache: MergingCache,
+        attention_mask: torch.Tensor | None = None,
+        compression_ratio: float | None = None,
+        policy: Policy | None = None,
+    ) -> list[tuple[LayerState, Slots]]:
+        r"""
+        Compresses what a cache holds, in place; [`compress`] is this after every segment.
+
+        Args:
+            cache (`MergingCache`): In which `observe` was called before the text was read.
+            attention_mask (`torch.Tensor` of shape `(batch_size, seen_length)`, *optional*): 0 for padding.
+            compression_ratio, policy: As in [`compress`].
+
+        Returns:
+            For every compressed layer what it held, and to what it was compressed; nothing if all tokens fit.
+
+        Raises:
+            ValueError: as [`compress`], and if the cache is empty or has no queries.
+        """
+        keys = cache.layers[0].keys
+        if keys is None:
+            raise ValueError("`cache` must hold a text, it is empty.")
+        seen = keys.new_empty(keys.shape[0], cache.get_seq_length(), dtype=torch.long)
+        mask = left_padding_mask(attention_mask, seen, 0)
+        return self._compress_layers(
+            cache, mask, self._budgets(mask.sum(dim=1), compression_ratio), policy or self.merge
+        )
 
     def forward(
         self,
@@ -236,7 +267,8 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         The training objective: what the base model predicts after a compressed context.
 
         Args:
-            base_model, input_ids, attention_mask, segment_length: As in [`compress`].
+            base_model (`PreTrainedModel`): As in [`compress`]; its identity is not checked, training may change it.
+            input_ids, attention_mask, segment_length: As in [`compress`].
             context_length (`int`): The first tokens, which are compressed; the others are the continuation.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 As for a causal language model; those of the continuation count. Default: `input_ids` without padding.
@@ -255,9 +287,9 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         counted, targets = labels[:, context_length:] != -100, shift_labels_left(labels[:, context_length:])
         cache, contrastive = MergingCache(base_model.config), []
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(mask)}
-        with frozen(base_model) if self.config.freeze_base else nullcontext(), self.attach(base_model):
+        with frozen(base_model) if self.config.freeze_base else nullcontext(), merging_attention(base_model):
             context = (input_ids[:, :context_length], mask[:, :context_length])
-            for compressed in self._read(base_model, cache, *context, segment_length, self.merge):
+            for compressed in self._read(base_model, cache, *context, segment_length, None, self.merge):
                 contrastive += [self._contrastive_loss(*pair) for pair in compressed]
             continuation = {name: text[name][:, context_length:] for name in ("input_ids", "position_ids")}
             continuation |= {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
@@ -322,6 +354,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None,
         segment_length: int | None,
+        compression_ratio: float | None,
         policy: Policy,
     ) -> Iterator[list[tuple[LayerState, Slots]]]:
         """Reads a text, and compresses after every segment; yields what was compressed, and to what."""
@@ -329,7 +362,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             raise ValueError(f"`segment_length` must be 1 or more, got {segment_length}.")
         end, length = cache.get_seq_length(), input_ids.shape[1]
         mask = left_padding_mask(attention_mask, input_ids, end)
-        budgets, position_ids = self._budgets(mask.sum(dim=1)), positions(mask)
+        budgets, position_ids = self._budgets(mask.sum(dim=1), compression_ratio), positions(mask)
         cache.observe(self.config.observation_window)
         for segment in input_ids.split(equal_segment_lengths(length, segment_length or length), dim=1):
             start, end = end, end + segment.shape[1]
@@ -340,20 +373,25 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
                 past_key_values=cache,
                 use_cache=True,
             )
-            yield self._compress_cache(cache, mask[:, :end], budgets, policy)
+            yield self._compress_layers(cache, mask[:, :end], budgets, policy)
         cache.observe(0)
 
-    def _budgets(self, num_tokens: torch.LongTensor) -> dict[int, torch.LongTensor]:
+    def _budgets(
+        self, num_tokens: torch.LongTensor, compression_ratio: float | None = None
+    ) -> dict[int, torch.LongTensor]:
         """Slots of every compressed layer, `(batch_size,)`, for rows of so many tokens."""
         config = self.config
-        if config.num_slots is not None:
+        ratio = config.compression_ratio if compression_ratio is None else compression_ratio
+        if not 1 <= ratio < math.inf:
+            raise ValueError(f"`compression_ratio` must be 1 or more, and finite, got {ratio}.")
+        if config.num_slots is not None and compression_ratio is None:
             slots = torch.full_like(num_tokens, config.num_slots)
-        elif config.compression_ratio == 1:
+        elif ratio == 1:
             return {layer: num_tokens for layer in config.compressed_layers}
         else:
             # A slot has a log-mass beside key and value.
             bytes_per_slot = 1 + 1 / (2 * config.head_dim)
-            slots = (num_tokens.double() / (config.compression_ratio * bytes_per_slot)).long()
+            slots = (num_tokens.double() / (ratio * bytes_per_slot)).long()
         layers = config.compressed_layers
         shares = config.layer_budgets or [1.0] * len(layers)
         budgets = {
@@ -363,12 +401,12 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         fewest = min(int(budget.max()) for budget in budgets.values())
         if fewest < config.min_slots:
             raise ValueError(
-                f"`compression_ratio` {config.compression_ratio} leaves {fewest} slots of {int(num_tokens.max())}"
+                f"`compression_ratio` {ratio} leaves {fewest} slots of {int(num_tokens.max())}"
                 f" tokens; `num_sinks` + `recent_window` = {config.min_slots - 1} must be fewer."
             )
         return {layer: budget.clamp_min(config.min_slots) for layer, budget in budgets.items()}
 
-    def _compress_cache(
+    def _compress_layers(
         self, cache: MergingCache, mask: torch.Tensor, budgets: dict[int, torch.LongTensor], policy: Policy
     ) -> list[tuple[LayerState, Slots]]:
         """Compresses every layer with a budget if one of them holds more; the others keep all of their tokens."""
@@ -388,6 +426,8 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         return compressed
 
     def _layer_state(self, layer: MergingLayer, mask: torch.Tensor, layer_idx: int) -> LayerState:
+        if layer.queries is None:
+            raise ValueError("`cache` must have observed queries: call `cache.observe` before it reads a text.")
         keys, values = layer.states()
         num_recent = layer.recent_length
         recent = keys.new_zeros(()).where(mask[:, None, mask.shape[1] - num_recent :] > 0, EMPTY)

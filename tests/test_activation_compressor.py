@@ -308,15 +308,15 @@ def test_streaming_is_bounded(num_slots, monkeypatch):
     base = tiny_base("llama")
     compressor = tiny_compressor(base, num_slots=num_slots, compression_ratio=4)
     held = []
-    compress_cache = compressor._compress_cache
+    compress_layers = compressor._compress_layers
 
     def recorded(cache, *args):
         before = [layer.keys.shape[2] for layer in cache.layers]
-        compressed = compress_cache(cache, *args)
+        compressed = compress_layers(cache, *args)
         held.append((max(before), max(layer.keys.shape[2] for layer in cache.layers)))
         return compressed
 
-    monkeypatch.setattr(compressor, "_compress_cache", recorded)
+    monkeypatch.setattr(compressor, "_compress_layers", recorded)
     cache = compressor.compress(base, random_ids(2, 96), segment_length=16)
     slots = 9 if num_slots else int(96 / 4 / (1 + 1 / 16))
     assert len(held) == 6 and max(before for before, _ in held) <= slots + 16
@@ -572,13 +572,45 @@ def test_freeze_base():
     compressor(base, ids, 48).loss.backward()
     for name, parameter in base.named_parameters():
         assert name == "lm_head.weight" or parameter.grad.abs().max() > 0, name
-    # Its weights may change in training, and only there.
+    # Its weights change in training, and are identified after it.
     base.model.norm.weight.data[0] += 1
     compressor(base, ids, 48)
     with pytest.raises(ValueError, match="with other weights"):
-        compressor.eval()(base, ids, 48)
+        compressor.compress(base, ids)
     compressor.identify(base)
-    compressor(base, ids, 48)
+    compressor.compress(base, ids)
+
+
+def test_compress_cache():
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base)
+    ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 51, seed=1)], "left")
+    cache = MergingCache(base.config)
+    cache.observe(compressor.config.observation_window)
+    with torch.no_grad(), merging_attention(base):
+        position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
+        base(ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache)
+    compressed = compressor.compress_cache(cache, mask, compression_ratio=3)
+    expected = compressor.compress(base, ids, mask, compression_ratio=3)
+    assert len(compressed) == len(cache.layers) and cache.num_bytes == expected.num_bytes
+    for layer, other in zip(cache.layers, expected.layers, strict=True):
+        for name in ("keys", "values", "log_mass"):
+            assert_close(getattr(layer, name), getattr(other, name), **EXACT)
+    assert expected.num_slots[0] > compressor.compress(base, ids, mask).num_slots[0]
+
+
+def test_compress_cache_refuses():
+    base = tiny_base("llama")
+    compressor, cache = tiny_compressor(base), MergingCache(base.config)
+    with pytest.raises(ValueError, match="`cache` must hold a text, it is empty"):
+        compressor.compress_cache(cache)
+    with torch.no_grad():
+        base(random_ids(2, 60), past_key_values=cache)
+    with pytest.raises(ValueError, match="`cache` must have observed queries"):
+        compressor.compress_cache(cache)
+    for ratio in (0, 0.5, math.inf):
+        with pytest.raises(ValueError, match="`compression_ratio` must be 1 or more, and finite, got"):
+            compressor.compress(base, random_ids(2, 60), compression_ratio=ratio)
 
 
 def test_frozen_restores_after_an_error():
@@ -667,7 +699,6 @@ def test_another_base_is_refused(name, tmp_path):
     for other in (tiny_base(name, seed=1), other_type):
         for call in (
             lambda other=other: compressor.compress(other, random_ids(1, 60)),
-            lambda other=other: compressor(other, random_ids(1, 60), 48),
             lambda other=other: compressor.attach(other).__enter__(),
         ):
             with pytest.raises(ValueError, match="belongs to .* with other weights"):
