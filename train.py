@@ -5,6 +5,7 @@
     torchrun --standalone --nproc_per_node 8 train.py --model_name_or_path facebook/opt-2.7b ...
     python train.py --model_type hierarchical_autoencoder --output_dir checkpoints/bytes --do_train --do_eval
     python train.py --model_type adaptive_byte --output_dir checkpoints/adaptive --do_train --do_eval
+    python train.py --model_type activation_compressor --model_name_or_path smollm2 --output_dir checkpoints/cache ...
 
 Without arguments for the data, it reads the text that comes with the package. `--resume_from_checkpoint true` goes on
 from the last whole checkpoint of `--output_dir`, if there is one.
@@ -43,6 +44,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from args import (
+    ActivationArguments,
+    ActivationTrainingArguments,
     AdaptiveByteArguments,
     ByteLMTrainingArguments,
     DataTrainingArguments,
@@ -51,14 +54,23 @@ from args import (
     TrainingArguments,
 )
 from auto_compressor import (
+    ActivationCompressor,
+    ActivationCompressorConfig,
     AdaptiveByteConfig,
     ByteTokenizer,
     GRUByteConfig,
     HierarchicalAutoencoder,
     HierarchicalAutoencoderConfig,
 )
+from auto_compressor.activation_trainer import ActivationTrainer, CompressorWithBase
 from auto_compressor.adaptive_trainer import ByteLMTrainer
-from auto_compressor.bases import autocompressor_class, load_autocompressor, load_base_config, resolve_base
+from auto_compressor.bases import (
+    autocompressor_class,
+    load_autocompressor,
+    load_base_config,
+    load_base_model,
+    resolve_base,
+)
 from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
 from auto_compressor.hierarchical_trainer import HierarchicalTrainer
@@ -78,6 +90,10 @@ LEVEL_FIELDS += ("codebook_dim", "num_quantizers", "ema_decay", "dead_code_thres
 
 # Arguments of byte language models that are no fields of their configs.
 BYTE_LM_OPTIONS = ("model_name_or_path", "cache_dir", "sequence_length")
+
+# Arguments of activation compressors that are fields of their configs.
+COMPRESSOR_FIELDS = {field.name for field in fields(ActivationArguments)}
+COMPRESSOR_FIELDS &= {field.name for field in fields(ActivationCompressorConfig)}
 
 # Fields of a config that makes no summary vectors.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
@@ -459,6 +475,63 @@ def make_byte_lm_trainer(
     )
 
 
+def compressor_fields(model_args: ActivationArguments) -> dict[str, Any]:
+    """The fields of the config of an activation compressor that are given other than as the default."""
+    default = ActivationArguments(model_name_or_path=model_args.model_name_or_path)
+    values = {name: getattr(model_args, name) for name in COMPRESSOR_FIELDS}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+def load_compressor(model_args: ActivationArguments, base_model: PreTrainedModel) -> ActivationCompressor:
+    """Makes a new compressor for the base model, or loads --compressor_name_or_path.
+
+    Raises:
+        ValueError: for values that make no compressor, or one that belongs to another base.
+        OSError: if it cannot be read.
+    """
+    given, name, hub = (
+        compressor_fields(model_args),
+        model_args.compressor_name_or_path,
+        {"cache_dir": model_args.cache_dir},
+    )
+    try:
+        if name is None:
+            return ActivationCompressor.from_base(base_model, **given)
+        config = ActivationCompressorConfig.from_pretrained(name, **hub, **given)
+        compressor = ActivationCompressor.from_pretrained(name, config=config, dtype=torch.float32, **hub)
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"--compressor_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    compressor.check_identity(base_model)
+    return compressor
+
+
+def make_activation_trainer(
+    model_args: ActivationArguments, data_args: DataTrainingArguments, training_args: HfTrainingArguments
+) -> ActivationTrainer:
+    name, hub = model_args.model_name_or_path, {"cache_dir": model_args.cache_dir}
+    half = training_args.bf16 and model_args.freeze_base
+    base_model = load_base_model(
+        name,
+        dtype=torch.bfloat16 if half else torch.float32,
+        attn_implementation=model_args.attn_implementation,
+        **hub,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base(model_args.tokenizer_name or name), **hub)
+    check_tokenizer(tokenizer, base_model.config)
+    compressor = load_compressor(model_args, base_model)
+    report_parameters(compressor)
+    datasets = load_checked_datasets(data_args, training_args, tokenizer, model_args.max_length, model_args.cache_dir)
+    return ActivationTrainer(
+        model=CompressorWithBase(compressor, base_model, model_args.continuation_length, model_args.segment_length),
+        args=training_args,
+        data_collator=DataCollator(tokenizer.eos_token_id),
+        tokenizer=tokenizer,
+        **datasets,
+    )
+
+
 def load_checked_datasets(
     data_args: DataTrainingArguments,
     training_args: HfTrainingArguments,
@@ -496,6 +569,9 @@ FAMILIES = {
         (HierarchicalArguments, DataTrainingArguments, HfTrainingArguments),
         make_hierarchical_trainer,
         metric_rows,
+    ),
+    "activation_compressor": Family(
+        (ActivationArguments, DataTrainingArguments, ActivationTrainingArguments), make_activation_trainer, metric_rows
     ),
 }
 for config_class in (AdaptiveByteConfig, GRUByteConfig):

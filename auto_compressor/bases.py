@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -133,6 +134,21 @@ def load_language_model(name: str, **kwargs) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(name, **kwargs)
 
 
+def load_base_model(name: str, **kwargs) -> PreTrainedModel:
+    """
+    Loads `name` as the plain causal language model that it is, with no summary vectors of its own.
+
+    Raises:
+        OSError: if the checkpoint is damaged, or cannot be reached; the message names what needs no hub.
+        ValueError: if it is no causal language model.
+    """
+    check_causal_lm(name, load_base_config(name))
+    try:
+        return AutoModelForCausalLM.from_pretrained(resolve_base(name), **kwargs)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"Cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
+
+
 def check_causal_lm(name: str, config: PreTrainedConfig):
     """Raises a `ValueError` for the config of a model that is no causal language model."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -154,6 +170,7 @@ __all__ = [
     "check_causal_lm",
     "load_autocompressor",
     "load_base_config",
+    "load_base_model",
     "load_language_model",
     "resolve_base",
 ]

@@ -5,6 +5,7 @@ its attention scores, so that it draws the attention of all the tokens that it s
 Positions go on counting tokens, not slots: what has been read keeps the position that it was read with.
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -188,6 +189,12 @@ class MergingCache(Cache):
     def num_slots(self) -> list[int]:
         """Slots of every layer, those of padding too; 0 until the first compression."""
         return [layer.num_slots for layer in self.layers]
+
+    def fork(self) -> "MergingCache":
+        """A cache that holds the same tensors, and goes its own way from here."""
+        fork = copy.copy(self)
+        fork.layers = [copy.copy(layer) for layer in self.layers]
+        return fork
 
     def observe(self, num_queries: int):
         """Keeps the last queries of every forward pass from now on, or none (0)."""

@@ -38,6 +38,7 @@ from .losses import mean_over_targets, shift_labels_left, summed_cross_entropy
 from .merging_cache import MergingCache, MergingLayer, check_base, insert, merging_attention
 from .segments import equal_segment_lengths
 from .softprompts import model_fingerprint
+from .vector_quantizer import sum_over_processes
 
 
 # Attention below this counts as this, so that its logarithm is finite.
@@ -217,10 +218,11 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             ValueError: if a text is so short that its slots are fewer than sinks and recent window, and as [`attach`].
         """
         cache = MergingCache(base_model.config) if past_key_values is None else past_key_values
-        text = (cache, input_ids, attention_mask, segment_length)
+        mask = left_padding_mask(attention_mask, input_ids, cache.get_seq_length())
+        budgets = self._budgets(mask.sum(dim=1), compression_ratio)
         with self.attach(base_model):
-            for _ in self._read(base_model, *text, compression_ratio, policy or self.merge):
-                pass
+            for end in self._read(base_model, cache, input_ids, attention_mask, segment_length):
+                self._compress_layers(cache, mask[:, :end], budgets, policy or self.merge)
         return cache
 
     @torch.no_grad()
@@ -286,60 +288,63 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         labels = input_ids.masked_fill(mask == 0, -100) if labels is None else labels
         counted, targets = labels[:, context_length:] != -100, shift_labels_left(labels[:, context_length:])
         cache, contrastive = MergingCache(base_model.config), []
-        text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions(mask)}
+        context, continuation = input_ids.tensor_split([context_length], dim=1)
+        budgets = self._budgets(mask[:, :context_length].sum(dim=1))
         with frozen(base_model) if self.config.freeze_base else nullcontext(), merging_attention(base_model):
-            context = (input_ids[:, :context_length], mask[:, :context_length])
-            for compressed in self._read(base_model, cache, *context, segment_length, None, self.merge):
+            for end in self._read(base_model, cache, context, attention_mask, segment_length):
+                full = cache.fork()
+                compressed = self._compress_layers(cache, mask[:, :end], budgets, self.merge)
                 contrastive += [self._contrastive_loss(*pair) for pair in compressed]
-            continuation = {name: text[name][:, context_length:] for name in ("input_ids", "position_ids")}
-            continuation |= {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
-            logits = base_model(**continuation).logits
+            logits = read_on(base_model, cache, continuation, attention_mask).logits
             losses = {"lm_loss": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
-            losses |= self._losses_to_full_cache(base_model, text, mask, logits, counted)
+            if self.config.distillation_weight > 0 or self.config.importance_weight > 0:
+                if segment_length is not None:
+                    full = self._full_cache(base_model, context, attention_mask)
+                losses |= self._losses_to_full_cache(base_model, full, continuation, attention_mask, logits, counted)
         if self.config.contrastive_weight > 0 and contrastive:
             losses["contrastive_loss"] = torch.stack(contrastive).mean()
         weights = {name: getattr(self.config, f"{name.removesuffix('_loss')}_weight", 1) for name in losses}
         loss = sum(weights[name] * losses[name] for name in losses)
         return ActivationCompressorOutput(loss=loss, **losses, past_key_values=cache)
 
+    @torch.no_grad()
+    def _full_cache(
+        self, base_model: PreTrainedModel, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+    ) -> MergingCache:
+        """All of a text, and the queries of its end."""
+        cache = MergingCache(base_model.config)
+        for _ in self._read(base_model, cache, input_ids, attention_mask, None):
+            full = cache.fork()
+        return full
+
     def _losses_to_full_cache(
         self,
         base_model: PreTrainedModel,
-        text: dict[str, torch.Tensor],
-        mask: torch.LongTensor,
+        cache: MergingCache,
+        continuation: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
         logits: torch.Tensor,
         counted: torch.BoolTensor,
     ) -> dict[str, torch.Tensor]:
         """What the full cache says about the logits of the continuation, and about the importance of its context."""
-        config, length = self.config, logits.shape[1]
-        if config.distillation_weight == 0 and config.importance_weight == 0:
-            return {}
-        cache = MergingCache(base_model.config)
-        # The last queries of the context, and all of the continuation.
-        cache.observe(config.observation_window + length)
+        length, losses = cache.get_seq_length(), {}
+        mask = left_padding_mask(attention_mask, logits[..., 0], length)
+        contexts = [self._layer_state(cache.layers[int(index)], mask[:, :length], int(index)) for index in self.layers]
+        cache.observe(continuation.shape[1])
         with torch.no_grad():
-            full = base_model(**text, past_key_values=cache, use_cache=True, logits_to_keep=length).logits
-        losses = {}
-        if config.distillation_weight > 0:
-            losses["distillation_loss"] = divergence_loss(logits, full, counted)
-        if config.importance_weight > 0:
-            losses["importance_loss"] = self._importance_loss(cache, mask, mask.shape[1] - length)
+            full_logits = read_on(base_model, cache, continuation, attention_mask).logits
+        if self.config.distillation_weight > 0:
+            losses["distillation_loss"] = divergence_loss(logits, full_logits, counted)
+        if self.config.importance_weight > 0:
+            # The importance at the end of the context, and what the continuation then attended to.
+            pairs = [(context, self._layer_state(cache.layers[context.layer_idx], mask, 0)) for context in contexts]
+            losses["importance_loss"] = torch.stack([self._importance_loss(*pair) for pair in pairs]).mean()
         return losses
 
-    def _importance_loss(self, cache: MergingCache, mask: torch.LongTensor, context_length: int) -> torch.Tensor:
-        """How far the importance at the end of the context is from the attention of the continuation."""
-        losses, length = [], mask.shape[1] - context_length
-        for index, layer in self.layers.items():
-            state = self._layer_state(cache.layers[int(index)], mask, int(index))
-            before, after = state.queries[:, :, :-length], state.queries[:, :, -length:]
-            attention = importance(replace(state, queries=after))[..., :context_length]
-            context = {
-                name: getattr(state, name)[:, :, :context_length]
-                for name in ("keys", "values", "log_mass", "protected")
-            }
-            context = replace(state, queries=before, **context)
-            losses.append(importance_loss(layer.log_importance(context), attention, context.valid))
-        return torch.stack(losses).mean()
+    def _importance_loss(self, context: LayerState, later: LayerState) -> torch.Tensor:
+        log_importance = self.layers[str(context.layer_idx)].log_importance(context)
+        attention = importance(later)[..., : log_importance.shape[-1]]
+        return importance_loss(log_importance, attention, context.valid)
 
     def _contrastive_loss(self, state: LayerState, slots: Slots) -> torch.Tensor:
         assignment = slots.assignment.masked_fill(slots.kept, -1)
@@ -354,26 +359,15 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None,
         segment_length: int | None,
-        compression_ratio: float | None,
-        policy: Policy,
-    ) -> Iterator[list[tuple[LayerState, Slots]]]:
-        """Reads a text, and compresses after every segment; yields what was compressed, and to what."""
+    ) -> Iterator[int]:
+        """Reads a text segment by segment, with its last queries; yields the tokens in the cache after each."""
         if segment_length is not None and segment_length < 1:
             raise ValueError(f"`segment_length` must be 1 or more, got {segment_length}.")
-        end, length = cache.get_seq_length(), input_ids.shape[1]
-        mask = left_padding_mask(attention_mask, input_ids, end)
-        budgets, position_ids = self._budgets(mask.sum(dim=1), compression_ratio), positions(mask)
+        length = input_ids.shape[1]
         cache.observe(self.config.observation_window)
         for segment in input_ids.split(equal_segment_lengths(length, segment_length or length), dim=1):
-            start, end = end, end + segment.shape[1]
-            base_model.base_model(
-                input_ids=segment,
-                attention_mask=None if attention_mask is None else mask[:, :end],
-                position_ids=position_ids[:, start:end],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            yield self._compress_layers(cache, mask[:, :end], budgets, policy)
+            read_on(base_model.base_model, cache, segment, attention_mask)
+            yield cache.get_seq_length()
         cache.observe(0)
 
     def _budgets(
@@ -498,7 +492,9 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         at_budget = at_budget.where(at_budget.isfinite(), layer.threshold)
         threshold = torch.lerp(at_budget, layer.threshold, self.config.threshold_momentum)
         if self.training:
-            layer.threshold.copy_(threshold.mean())
+            found = threshold.sum()
+            total, count = sum_over_processes(torch.stack([found, torch.full_like(found, threshold.numel())]))
+            layer.threshold.copy_(total / count)
         return threshold
 
 
@@ -552,18 +548,33 @@ def unit_rms(vectors: torch.Tensor) -> torch.Tensor:
     return nn.functional.rms_norm(vectors, vectors.shape[-1:])
 
 
+def read_on(
+    model: PreTrainedModel, cache: MergingCache, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None
+) -> ModelOutput:
+    """Reads tokens after those that the cache has seen; the mask covers both, and may go on."""
+    start = cache.get_seq_length()
+    end = start + input_ids.shape[1]
+    if attention_mask is None:
+        position_ids = torch.arange(start, end, device=input_ids.device).expand(input_ids.shape)
+    else:
+        attention_mask = attention_mask[:, :end]
+        position_ids = positions(attention_mask)[:, start:]
+    text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+    return model(**text, past_key_values=cache, use_cache=True)
+
+
 def positions(mask: torch.Tensor) -> torch.LongTensor:
     """Position of every token, `(batch_size, length)`; padding has that of the first."""
     return (mask.long().cumsum(dim=1) - 1).clamp_min(0)
 
 
 def left_padding_mask(
-    attention_mask: torch.Tensor | None, input_ids: torch.LongTensor, seen_length: int
+    attention_mask: torch.Tensor | None, input_ids: torch.Tensor, seen_length: int
 ) -> torch.LongTensor:
     """Returns the mask `(batch_size, seen_length + length)`; a `ValueError` unless its padding stands on the left."""
     shape = (input_ids.shape[0], seen_length + input_ids.shape[1])
     if attention_mask is None:
-        return input_ids.new_ones(shape)
+        return input_ids.new_ones(shape, dtype=torch.long)
     if attention_mask.shape != shape:
         raise ValueError(
             f"`attention_mask` must cover the text, seen and new: {shape}, got {tuple(attention_mask.shape)}."

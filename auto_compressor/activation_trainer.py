@@ -1,0 +1,142 @@
+"""Training activation compressors: the Trainer with a base model beside, every loss by its name, and fidelity."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .configuration_activation_compressor import ActivationCompressorConfig
+from .evaluation.activation import activation_metrics, continuation_statistics
+from .losses import shift_labels_left
+from .modeling_activation_compressor import ActivationCompressor, ActivationCompressorOutput
+from .trainer_mixin import TrainerMixin
+
+
+BASE_FOLDER = "base"
+
+
+class CompressorWithBase(nn.Module):
+    """
+    What a step trains: a compressor, and its base model unless that is frozen.
+
+    Args:
+        compressor ([`ActivationCompressor`]): Of this base model; its config says whether the base is frozen.
+        base_model (`PreTrainedModel`): Without gradients and dropout if it is frozen.
+        continuation_length (`int`): The last tokens of a row, which are predicted after what stands before them.
+        segment_length (`int`, *optional*): Tokens between two compressions (default: one, after the context).
+    """
+
+    def __init__(
+        self,
+        compressor: ActivationCompressor,
+        base_model: PreTrainedModel,
+        continuation_length: int,
+        segment_length: int | None = None,
+    ):
+        super().__init__()
+        self.compressor, self.base_model = compressor, base_model
+        self.continuation_length, self.segment_length = continuation_length, segment_length
+        if self.config.freeze_base:
+            base_model.requires_grad_(False)
+
+    @property
+    def config(self) -> ActivationCompressorConfig:
+        return self.compressor.config
+
+    def train(self, mode: bool = True) -> "CompressorWithBase":
+        super().train(mode)
+        self.base_model.train(mode and not self.config.freeze_base)
+        return self
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+    ) -> ActivationCompressorOutput:
+        context_length = input_ids.shape[1] - self.continuation_length
+        inputs = {"attention_mask": attention_mask, "labels": labels, "segment_length": self.segment_length}
+        return self.compressor(self.base_model, input_ids, context_length, **inputs)
+
+    def continuation_logits(self, input_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(batch_size, continuation_length, vocab_size)` after the compressed, and after the full context."""
+        context, continuation = input_ids.split(
+            [input_ids.shape[1] - self.continuation_length, self.continuation_length], dim=1
+        )
+        cache = self.compressor.compress(self.base_model, context, segment_length=self.segment_length)
+        with self.compressor.attach(self.base_model):
+            logits = self.base_model(continuation, past_key_values=cache).logits
+        full = self.base_model(input_ids, logits_to_keep=self.continuation_length, use_cache=False).logits
+        return logits, full
+
+
+class ActivationTrainer(TrainerMixin, Trainer):
+    """
+    Trains a [`CompressorWithBase`], and saves the compressor; a base that was trained goes into the folder `base`,
+    with its `tokenizer`.
+
+    Rows have one length and no padding. Reports every loss by its name, and in evaluation the metrics of
+    [`~evaluation.activation.activation_metrics`].
+    """
+
+    def __init__(self, *args, tokenizer: PreTrainedTokenizerBase, **kwargs):
+        super().__init__(*args, compute_metrics=self.metrics_of, **kwargs)
+        self.tokenizer = tokenizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        outputs = model(input_ids=inputs["input_ids"])
+        losses = {name.removesuffix("_loss"): value for name, value in outputs.items() if name.endswith("_loss")}
+        self.track_losses(losses)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Returns no loss, the statistics `(batch, counts)` as predictions, and a placeholder."""
+        input_ids = self._prepare_inputs(inputs)["input_ids"]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits, full = self.accelerator.unwrap_model(model).continuation_logits(input_ids)
+        targets = shift_labels_left(input_ids[:, -logits.shape[1] :])
+        statistics = continuation_statistics(logits, full, targets)
+        return None, statistics, statistics[:, 0]
+
+    def metrics_of(self, prediction: EvalPrediction) -> dict[str, float]:
+        return activation_metrics(torch.as_tensor(prediction.predictions))
+
+    def evaluation_loop(self, *args, **kwargs):
+        self.identify()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def identify(self) -> CompressorWithBase:
+        """What is trained, whose compressor knows the weights that its base now has."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not model.config.freeze_base:
+            model.compressor.identify(model.base_model)
+        return model
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder, model = Path(output_dir or self.args.output_dir), self.identify()
+        model.compressor.save_pretrained(folder)
+        if not model.config.freeze_base:
+            model.base_model.save_pretrained(folder / BASE_FOLDER)
+            self.tokenizer.save_pretrained(folder / BASE_FOLDER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder, trained = Path(resume_from_checkpoint), self.accelerator.unwrap_model(model or self.model)
+        trained.compressor.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
+        if not trained.config.freeze_base:
+            saved = AutoModelForCausalLM.from_pretrained(folder / BASE_FOLDER, dtype=trained.base_model.dtype)
+            trained.base_model.load_state_dict(saved.state_dict())
+
+
+__all__ = ["BASE_FOLDER", "ActivationTrainer", "CompressorWithBase"]
