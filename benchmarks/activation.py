@@ -4,8 +4,8 @@
     python benchmarks/activation.py --lengths 2048 4096 --ratio 4
 
 The model is a small Llama with random weights, on which neither times nor bytes depend. The full cache is the
-`DynamicCache` of transformers with plain sdpa attention. What is compared is measured in turn in one process. How well a
-text is continued after it is another matter: `auto-compressor report-activation` measures that.
+`DynamicCache` of transformers with plain sdpa attention. What is compared is measured in turn in one process. How well
+a text is continued after it is another matter: `auto-compressor report-activation` measures that.
 
 Needs matplotlib. Writes `activation.csv` and `activation.png` to --output_dir.
 """
