@@ -303,14 +303,14 @@ class ByteLMTrainingArguments(HfTrainingArguments):
 class ActivationTrainingArguments(HfTrainingArguments):
     """Everything of [`transformers.TrainingArguments`], with settings for few parameters and long sequences."""
 
-    max_steps: int = field(default=200, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
+    max_steps: int = field(default=120, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
     num_train_epochs: float = field(
         default=1.0, metadata={"help": "Passes over the text, with --max_steps -1.", "aliases": ["--epochs"]}
     )
     per_device_train_batch_size: int = field(
         default=2, metadata={"help": "Sequences per step and device.", "aliases": ["--batch_size"]}
     )
-    learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of AdamW."})
+    learning_rate: float = field(default=2e-2, metadata={"help": "Learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=10, metadata={"help": "Steps of rising learning rate, or their share."})
 
