@@ -229,7 +229,7 @@ def compare_policies(
     ratios: Sequence[float],
     context_length: int,
     segment_length: int | None = None,
-    track: Callable[[Sequence[Setting]], Iterable[Setting]] = iter,
+    track: Callable[[Sequence], Iterable] = iter,
 ) -> dict[Setting, Fidelity]:
     """
     Continues texts after their contexts were compressed, by every candidate to every ratio.
@@ -243,7 +243,7 @@ def compare_policies(
         ratios (`Sequence[float]`): Bytes of the full cache by those that may be held, 1 or more.
         context_length (`int`): The first tokens of a text, which are compressed; the others are predicted.
         segment_length (`int`, *optional*): Tokens between two compressions, for the recursive mode.
-        track (`Callable`, *optional*): Shows the progress within a text.
+        track (`Callable`, *optional*): Wraps the texts, and within each of them the settings, to show progress.
 
     Returns:
         `dict[Setting, Fidelity]`: The controls, and then every mode, ratio and candidate.
@@ -259,7 +259,7 @@ def compare_policies(
     settings = [FULL_CACHE, NO_CONTEXT, *settings_of(candidates, ratios, segment_length)]
     measured: dict[Setting, list[tuple[dict[str, float], torch.Tensor]]] = {setting: [] for setting in settings}
     with merging_attention(base_model), torch.random.fork_rng():
-        for text in texts:
+        for text in track(texts):
             context, continuation = text[:, :context_length], text[:, context_length:]
             full = read_full(base_model, context, most_queries(candidates))
             expected = continue_after(base_model, copy_cache(full), continuation)
@@ -305,7 +305,7 @@ def compare_recall(
     ratios: Sequence[float],
     segment_length: int | None = None,
     batch_size: int = 4,
-    track: Callable[[Sequence[Setting]], Iterable[Setting]] = iter,
+    track: Callable[[Sequence], Iterable] = iter,
 ) -> dict[Setting, RecallResult]:
     """
     Counts the answers that a model still gives when it is asked after the compression.
@@ -336,7 +336,7 @@ def compare_recall(
     settings = [FULL_CACHE, NO_CONTEXT, OTHER_FULL_CACHE, *settings]
     results = {setting: RecallResult(setting.policy) for setting in settings}
     with merging_attention(base_model), torch.random.fork_rng():
-        for rows in dataset.with_format("torch").iter(batch_size):
+        for rows in track(list(dataset.with_format("torch").iter(batch_size))):
             input_ids, labels = rows["input_ids"].to(base_model.device), rows["labels"].to(base_model.device)
             context, question = input_ids[:, :context_length], input_ids[:, context_length:]
             full = read_full(base_model, context, most_queries(candidates))
