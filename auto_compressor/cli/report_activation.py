@@ -1,4 +1,4 @@
-"""`auto-compressor report-activation`: a folder with what compressing the cache of a language model costs and saves."""
+"""`auto-compressor report-activation`: a folder with what compressing a key/value cache costs and saves."""
 
 import argparse
 import csv
@@ -17,6 +17,7 @@ from .common import (
     progress_bar,
     read_text,
     token_ids,
+    write_bytes,
 )
 
 
@@ -27,6 +28,8 @@ MERGING, INT8, TRAINED = "merging", "merging, int8 residuals", "merging, trained
 QUESTION_LENGTH, EXAMPLES, BATCH_SIZE = 32, 16, 4
 # Facts in a context, by task.
 RECALL_TASKS = {"passkey": 1, "key_value": 8}
+# So that what is printed fits a terminal.
+ONLY_IN_FILES = ("slots", "mass entropy", "NLL, full cache")
 INTRODUCTION = (
     "Each context is compressed before its continuation is known, at once (one-shot) or after every segment while it"
     " is read (recursive). KL and top-1 agreement are to what the model says with the full cache, over all predicted"
@@ -122,18 +125,17 @@ def cut_windows(input_ids, length: int, max_texts: int) -> list:
     return windows
 
 
-def recall_results(base_model, tokenizer, candidates: dict, args: argparse.Namespace, track) -> dict[str, dict]:
-    """Of both tasks, by name, with one-shot compression."""
-    from ..evaluation.activation import compare_recall
+def recall_datasets(base_model, tokenizer, text: str, args: argparse.Namespace) -> dict:
+    """Examples of every task, by its name."""
+    from ..evaluation.activation import check_length
     from ..evaluation.recall import RecallTask, recall_dataset
 
-    length, text, results = args.context_length + QUESTION_LENGTH, read_text(args.text), {}
-    for name, pairs in RECALL_TASKS.items():
-        task = RecallTask(name, length, QUESTION_LENGTH, pairs=pairs)
-        dataset = recall_dataset(task, tokenizer, "validation", args.recall, text=text)
-        options = {"batch_size": BATCH_SIZE, "track": track}
-        results[name] = compare_recall(base_model, dataset, QUESTION_LENGTH, candidates, args.ratios, **options)
-    return results
+    if args.recall is None:
+        return {}
+    length = args.context_length + QUESTION_LENGTH
+    check_length(base_model, length)
+    tasks = [RecallTask(name, length, QUESTION_LENGTH, pairs=pairs) for name, pairs in RECALL_TASKS.items()]
+    return {task.name: recall_dataset(task, tokenizer, "validation", args.recall, text=text) for task in tasks}
 
 
 def look_inside(base_model, candidates: dict, text, args: argparse.Namespace) -> tuple[tuple, dict]:
@@ -208,15 +210,17 @@ def report_json(
 
 
 def print_table(title: str, table):
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     header, rows = table
-    shown = Table(title=title)
-    for index, column in enumerate(header):
-        shown.add_column(column, justify="left" if index in (0, 2) else "right")
+    columns = [index for index, column in enumerate(header) if column not in ONLY_IN_FILES]
+    shown = Table(title=title, box=SIMPLE)
+    for index in columns:
+        shown.add_column(header[index], justify="left" if index in (0, 2) else "right")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(row[index] for index in columns))
     Console().print(shown)
 
 
@@ -224,32 +228,33 @@ def run(args: argparse.Namespace):
     check_arguments(args)
     text = read_text(args.text)
 
-    from ..evaluation.activation import compare_policies
+    from ..evaluation.activation import compare_policies, compare_recall
     from ..evaluation.activation_page import quality_table, recall_table, report_page
-    from ..softprompts import write_whole
 
     base_model, tokenizer = load_with_tokenizer(args, load_base)
     candidates = make_candidates(base_model, args)
     length = args.context_length + args.continuation_length
     texts = cut_windows(token_ids(tokenizer, text, base_model.device), length, args.max_texts)
-    sizes = (args.ratios, args.context_length, args.segment_length)
+    datasets = recall_datasets(base_model, tokenizer, text, args)
     with progress_bar() as progress:
+        sizes = (args.ratios, args.context_length, args.segment_length)
         results = compare_policies(base_model, texts, candidates, *sizes, track=progress.track)
-        recall = recall_results(base_model, tokenizer, candidates, args, progress.track) if args.recall else {}
+        asked = (QUESTION_LENGTH, candidates, args.ratios, None, BATCH_SIZE, progress.track)
+        recall = {name: compare_recall(base_model, dataset, *asked) for name, dataset in datasets.items()}
     layer, shares = look_inside(base_model, candidates, texts[0], args)
-    tables = {
-        f"{len(texts)} texts of {args.context_length} + {args.continuation_length} tokens": quality_table(results)
-    }
-    tables |= {f"Recall: {name}": recall_table(rows) for name, rows in recall.items()}
-    title = f"Compressing the key/value cache of {args.model}"
+
+    heading = f"Texts: {len(texts)}, of {args.context_length} + {args.continuation_length} tokens"
+    tables = {heading: quality_table(results)}
+    tables |= {f"Recall: {name}, one-shot": recall_table(rows) for name, rows in recall.items()}
+    page = report_page(f"Compressing the key/value cache of {args.model}", INTRODUCTION, tables, PICTURES)
     files = {
         "quality.csv": csv_bytes(result_rows(results)),
         "report.json": report_json(args, base_model, results, recall, layer, shares),
         **draw_pictures(results, layer, shares),
-        "index.html": report_page(title, INTRODUCTION, tables, PICTURES).encode("utf-8", "replace"),
+        "index.html": page.encode("utf-8", "replace"),
     }
     args.output.mkdir(exist_ok=True)
     for name, data in files.items():
-        write_whole(args.output / name, data)
+        write_bytes(args.output / name, data)
     for heading, table in tables.items():
         print_table(heading, table)

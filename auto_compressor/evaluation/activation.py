@@ -283,6 +283,7 @@ def check_texts(base_model: PreTrainedModel, texts: Sequence[torch.LongTensor], 
 
 
 def check_length(base_model: PreTrainedModel, length: int):
+    """Raises a `ValueError` for texts that the base has no positions for."""
     positions = getattr(base_model.config, "max_position_embeddings", math.inf)
     if length > positions:
         raise ValueError(f"Context and continuation must fit the {positions} positions of the base, got {length}.")
@@ -404,6 +405,7 @@ __all__ = [
     "Setting",
     "activation_metrics",
     "attention_shares",
+    "check_length",
     "compare_policies",
     "compare_recall",
     "compress_copy",

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..cache_policies import LayerState, Slots
-from .activation import FULL_CACHE, NO_CONTEXT, SHARES, Fidelity, Setting, count_members
+from .activation import FULL_CACHE, NO_CONTEXT, SHARES, Fidelity, Setting
 
 
 # Lower KL is not told apart from that of the full cache.
@@ -32,12 +32,14 @@ def draw_quality(results: dict[Setting, Fidelity]):
     KL and top-1 agreement against the bytes held: a line for each policy, a column for each mode.
 
     Args:
-        results (`dict[Setting, Fidelity]`): From [`~activation.compare_policies`].
+        results (`dict[Setting, Fidelity]`): From [`~activation.compare_policies`]. Lines of policies whose names begin
+            with `merging` are thick.
 
     Returns:
         `matplotlib.figure.Figure`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, NullLocator
 
     measured = [setting for setting in results if setting not in (FULL_CACHE, NO_CONTEXT)]
     modes = list(dict.fromkeys(setting.mode for setting in measured))
@@ -51,8 +53,12 @@ def draw_quality(results: dict[Setting, Fidelity]):
             axis.axvline(results[FULL_CACHE].num_bytes, color="gray", linestyle=":", label="full cache")
             axis.grid(alpha=0.3)
         axes[1, column].set(xscale="log", xlabel="bytes held")
+        full_bytes = results[FULL_CACHE].num_bytes
+        axes[1, column].set_xticks(sorted({full_bytes / setting.ratio for setting in measured} | {full_bytes}))
+        axes[1, column].xaxis.set(major_formatter=EngFormatter("B", places=1), minor_locator=NullLocator())
     axes[0, 0].set(yscale="log", ylabel="KL to the full cache (nats)")
     axes[0, 0].set_ylim(bottom=max(LEAST_KL, axes[0, 0].get_ylim()[0]))
+    axes[0, 0].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     axes[1, 0].set_ylabel("top-1 agreement with the full cache")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -137,19 +143,19 @@ def draw_clusters(state: LayerState, slots: Slots, head: int = 0):
 
 
 def draw_points(axis, points, assignment: torch.LongTensor, pivots: torch.BoolTensor):
-    """Tokens at `points` `(tokens, 2)`; slots take turns with the colours."""
+    """Tokens at `points` `(tokens, 2)`; slots take turns with the colours, grey is that of tokens alone."""
+    from matplotlib import colormaps
+
     shared = shared_slots(assignment)
-    palette = {"cmap": "tab20", "vmin": 0, "vmax": 19}
+    palette = [colour for colour in colormaps["tab20"].colors if max(colour) - min(colour) > 0.1]
     alone, joined, pivots = ~shared, shared & ~pivots, shared & pivots
     axis.scatter(*points[alone].T, s=8, color=SINGLE_COLOUR, label="tokens with a slot of their own")
     for part, marker, size, edge, label in (
         (joined, "o", 12, "none", "tokens that joined a slot"),
         (pivots, "*", 90, "black", "pivots of several tokens"),
     ):
-        colours = assignment[part] * 7 % 20  # neighbouring slots differ
-        axis.scatter(
-            *points[part].T, s=size, marker=marker, c=colours, edgecolors=edge, linewidths=0.6, label=label, **palette
-        )
+        colours = [palette[slot * 7 % len(palette)] for slot in assignment[part].tolist()]  # neighbours differ
+        axis.scatter(*points[part].T, s=size, marker=marker, c=colours, edgecolors=edge, linewidths=0.6, label=label)
 
 
 def draw_attention(shares: dict[str, torch.Tensor]):

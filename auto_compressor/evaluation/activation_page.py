@@ -32,7 +32,7 @@ def setting_cells(setting: Setting) -> list[str]:
 def quality_table(results: dict[Setting, Fidelity]) -> Table:
     """A row for each setting, see [`Fidelity`]."""
     header = ("mode", "ratio", "policy", "slots", "bytes", "real ratio", "mass entropy")
-    header += ("KL", "top-1 agreement", "NLL", "NLL, full cache")
+    header += ("KL", "top-1", "NLL", "NLL, full cache")
     rows = [
         [
             *setting_cells(setting),
