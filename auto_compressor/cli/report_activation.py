@@ -29,7 +29,7 @@ QUESTION_LENGTH, EXAMPLES, BATCH_SIZE = 32, 16, 4
 # Facts in a context, by task.
 RECALL_TASKS = {"passkey": 1, "key_value": 8}
 # So that what is printed fits a terminal.
-ONLY_IN_FILES = ("slots", "mass entropy", "NLL, full cache")
+ONLY_IN_FILES = ("slots", "real ratio", "mass entropy", "NLL, full cache")
 INTRODUCTION = (
     "Each context is compressed before its continuation is known, at once (one-shot) or after every segment while it"
     " is read (recursive). KL and top-1 agreement are to what the model says with the full cache, over all predicted"
