@@ -29,7 +29,7 @@ QUESTION_LENGTH, EXAMPLES, BATCH_SIZE = 32, 16, 4
 # Facts in a context, by task.
 RECALL_TASKS = {"passkey": 1, "key_value": 8}
 # So that what is printed fits a terminal.
-ONLY_IN_FILES = ("slots", "real ratio", "mass entropy", "NLL, full cache")
+ONLY_IN_FILES = ("slots", "real ratio", "mass entropy", "NLL, full cache", "examples")
 INTRODUCTION = (
     "Each context is compressed before its continuation is known, at once (one-shot) or after every segment while it"
     " is read (recursive). KL and top-1 agreement are to what the model says with the full cache, over all predicted"
@@ -245,7 +245,9 @@ def run(args: argparse.Namespace):
 
     heading = f"Texts: {len(texts)}, of {args.context_length} + {args.continuation_length} tokens"
     tables = {heading: quality_table(results)}
-    tables |= {f"Recall: {name}, one-shot": recall_table(rows) for name, rows in recall.items()}
+    tables |= {
+        f"Recall: {name}, {args.recall} examples, one-shot": recall_table(rows) for name, rows in recall.items()
+    }
     page = report_page(f"Compressing the key/value cache of {args.model}", INTRODUCTION, tables, PICTURES)
     files = {
         "quality.csv": csv_bytes(result_rows(results)),
