@@ -219,7 +219,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         """
         cache = MergingCache(base_model.config) if past_key_values is None else past_key_values
         mask = left_padding_mask(attention_mask, input_ids, cache.get_seq_length())
-        budgets = self._budgets(mask.sum(dim=1), compression_ratio)
+        budgets = self.budgets(mask.sum(dim=1), compression_ratio)
         with self.attach(base_model):
             for end in self._read(base_model, cache, input_ids, attention_mask, segment_length):
                 self._compress_layers(cache, mask[:, :end], budgets, policy or self.merge)
@@ -253,7 +253,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         seen = keys.new_empty(keys.shape[0], cache.get_seq_length(), dtype=torch.long)
         mask = left_padding_mask(attention_mask, seen, 0)
         return self._compress_layers(
-            cache, mask, self._budgets(mask.sum(dim=1), compression_ratio), policy or self.merge
+            cache, mask, self.budgets(mask.sum(dim=1), compression_ratio), policy or self.merge
         )
 
     def forward(
@@ -289,7 +289,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         counted, targets = labels[:, context_length:] != -100, shift_labels_left(labels[:, context_length:])
         cache, contrastive = MergingCache(base_model.config), []
         context, continuation = input_ids.tensor_split([context_length], dim=1)
-        budgets = self._budgets(mask[:, :context_length].sum(dim=1))
+        budgets = self.budgets(mask[:, :context_length].sum(dim=1))
         with frozen(base_model) if self.config.freeze_base else nullcontext(), merging_attention(base_model):
             for end in self._read(base_model, cache, context, attention_mask, segment_length):
                 full = cache.fork()
@@ -329,7 +329,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         """What the full cache says about the logits of the continuation, and about the importance of its context."""
         length, losses = cache.get_seq_length(), {}
         mask = left_padding_mask(attention_mask, logits[..., 0], length)
-        contexts = [self._layer_state(cache.layers[int(index)], mask[:, :length], int(index)) for index in self.layers]
+        contexts = [self.layer_state(cache.layers[int(index)], mask[:, :length], int(index)) for index in self.layers]
         cache.observe(continuation.shape[1])
         with torch.no_grad():
             full_logits = read_on(base_model, cache, continuation, attention_mask).logits
@@ -337,7 +337,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             losses["distillation_loss"] = divergence_loss(logits, full_logits, counted)
         if self.config.importance_weight > 0:
             # The importance at the end of the context, and what the continuation then attended to.
-            pairs = [(context, self._layer_state(cache.layers[context.layer_idx], mask, 0)) for context in contexts]
+            pairs = [(context, self.layer_state(cache.layers[context.layer_idx], mask, 0)) for context in contexts]
             losses["importance_loss"] = torch.stack([self._importance_loss(*pair) for pair in pairs]).mean()
         return losses
 
@@ -370,7 +370,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             yield cache.get_seq_length()
         cache.observe(0)
 
-    def _budgets(
+    def budgets(
         self, num_tokens: torch.LongTensor, compression_ratio: float | None = None
     ) -> dict[int, torch.LongTensor]:
         """Slots of every compressed layer, `(batch_size,)`, for rows of so many tokens."""
@@ -409,7 +409,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             return []
         compressed = []
         for index, layer in enumerate(cache.layers):
-            state = self._layer_state(layer, mask, index)
+            state = self.layer_state(layer, mask, index)
             if index in budgets:
                 slots = policy(state, budgets[index])
                 compressed.append((state, slots))
@@ -419,7 +419,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             layer.replace(slots.keys, slots.values, slots.log_mass, int8)
         return compressed
 
-    def _layer_state(self, layer: MergingLayer, mask: torch.Tensor, layer_idx: int) -> LayerState:
+    def layer_state(self, layer: MergingLayer, mask: torch.Tensor, layer_idx: int) -> LayerState:
         if layer.queries is None:
             raise ValueError("`cache` must have observed queries: call `cache.observe` before it reads a text.")
         keys, values = layer.states()

@@ -14,13 +14,14 @@ from . import (
     evaluate,
     generate,
     perplexity,
+    report_activation,
     show_borders,
     summarize,
 )
 
 
 COMMANDS = (summarize, generate, perplexity, encode, decode, compress, decompress)
-COMMANDS += (convert, check_causality, show_borders, evaluate)
+COMMANDS += (convert, check_causality, show_borders, report_activation, evaluate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
