@@ -46,6 +46,7 @@ from auto_compressor.evaluation.activation_figures import (
     draw_quality,
     png_bytes,
 )
+from auto_compressor.evaluation.activation_page import report_page
 from auto_compressor.merging_cache import merging_attention
 
 
@@ -184,9 +185,10 @@ def test_candidates_do_not_matter_to_each_other():
     candidates = make_candidates(base)
     longer = tiny_compressor(base, observation_window=9)
     state = torch.random.get_rng_state()
-    together = compare_policies(base, texts, {"longer": (longer, None)} | candidates, [4], CONTEXT, SEGMENT)
+    together = compare_policies(base, texts, {"longer": (longer, None)} | candidates, [2, 4], CONTEXT, SEGMENT)
     assert torch.equal(torch.random.get_rng_state(), state)
-    alone = compare_policies(base, texts[:], {"random": candidates["random"]}, [4], CONTEXT, SEGMENT)
+    torch.manual_seed(1)
+    alone = compare_policies(base, texts, {"random": candidates["random"]}, [4], CONTEXT, SEGMENT)
     alone |= compare_policies(base, texts, {"merging": candidates["merging"]}, [4], CONTEXT, SEGMENT)
     for setting, fidelity in alone.items():
         assert together[setting] == fidelity
@@ -484,6 +486,19 @@ def test_an_old_report_is_replaced_and_one_text_is_enough(folder, tmp_path):
     )
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["recall"] == {} and list(report["attention"]["layers"]) == ["merging, ratio 3"]
+
+
+def test_the_page_escapes_all_text():
+    page = report_page("<1>", "<2>", {"<3>": (["<4>"], [["<5>", "a & b"]])}, {"x.png": '<6> "q"'})
+    assert page.count("&lt;") == 8 and "a &amp; b" in page and 'alt="&lt;6&gt; &quot;q&quot;"' in page
+    assert not any(f"<{number}>" in page for number in range(1, 7))
+
+
+def test_recall_that_does_not_fit_is_refused_before_the_work(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("auto_compressor.evaluation.activation.compare_policies", pytest.fail)
+    arguments = ["--model", folder, "-o", tmp_path / "report", *SIZES, "--ratios", "2", "--recall", "4"]
+    assert "got 262" in failure(capsys, *arguments, "--context-length", "230")
+    assert "must hold facts of" in failure(capsys, *arguments, "--context-length", "30")
 
 
 def failure(capsys, *arguments) -> str:
