@@ -107,7 +107,7 @@ def is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 def muon_with_adamw(model: PreTrainedModel, muon_heads: bool = False, **kwargs) -> MuonWithAdamW:
     """
     Muon for the matrices of a model; AdamW for embeddings, norms, biases, learned vectors and heads, which are modules
-    named `head` or `..._head` and the output embeddings.
+    named `head` or `..._head`, what adapters put around them, and the output embeddings.
 
     Args:
         model ([`PreTrainedModel`]): Parameters that need no gradient are left out.
@@ -116,7 +116,7 @@ def muon_with_adamw(model: PreTrainedModel, muon_heads: bool = False, **kwargs) 
     """
     matrices, others = {}, {}
     for module_name, module in model.named_modules():
-        is_head = module_name.endswith("head") or module is model.get_output_embeddings()
+        is_head = "head." in f"{module_name}." or module is model.get_output_embeddings()
         for name, parameter in module.named_parameters(recurse=False):
             muon = is_matrix(module, name, parameter) and (muon_heads or not is_head)
             if parameter.requires_grad:
