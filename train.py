@@ -509,7 +509,7 @@ def make_continuous_trainer(
     model_args: ContinuousTextArguments, data_args: DataTrainingArguments, training_args: ContinuousTrainingArguments
 ) -> ContinuousTrainer:
     model, tokenizer = load_continuous_text(model_args)
-    block_size = data_args.block_size or CONTINUOUS_BLOCK_SIZE
+    block_size = CONTINUOUS_BLOCK_SIZE if data_args.block_size is None else data_args.block_size
     datasets = load_checked_datasets(data_args, training_args, tokenizer, block_size, model_args.cache_dir)
     return ContinuousTrainer(
         model=model,
