@@ -14,6 +14,7 @@ Needs matplotlib. Writes `continuous.csv`, `continuous_speed.csv` and `continuou
 import argparse
 import csv
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -80,30 +81,44 @@ def held_out_rows(length: int) -> torch.LongTensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
+@torch.no_grad()
+def sequence_accuracy(model: ContinuousTextAutoencoder, length: int) -> float:
+    """The share of rows of so many tokens that come back without an error."""
+    rows = held_out_rows(length)
+    exact = [(model.reconstruct(part) == part).all(dim=1) for part in rows.split(BATCH_SIZE * LENGTH // length)]
+    return torch.cat(exact).double().mean().item()
+
+
 def measure(name: str, folder: Path) -> dict[str, float]:
     """Figures of the held-out text in rows of `LENGTH` tokens, and the share of whole rows of all `LENGTHS`."""
     model = AutoModel.from_pretrained(folder).eval()
-    figures = {}
-    for length in LENGTHS:
-        parts = held_out_rows(length).split(BATCH_SIZE * LENGTH // length)
-        figures[length] = measure_continuous(model, ((part, None) for part in parts))
-    row = {"model": name, "parameters": model.num_parameters()}
-    row |= {metric: figures[LENGTH][metric] for metric in METRICS}
-    return row | {f"sequence_accuracy_{length}": figures[length]["sequence_accuracy"] for length in LENGTHS}
+    figures = measure_continuous(model, ((part, None) for part in held_out_rows(LENGTH).split(BATCH_SIZE)))
+    row = {"model": name, "parameters": model.num_parameters()} | {metric: figures[metric] for metric in METRICS}
+    return row | {f"sequence_accuracy_{length}": sequence_accuracy(model, length) for length in LENGTHS}
+
+
+def curves(rows: list[dict]) -> dict[str, dict[int, dict]]:
+    """The chunk models over the width of latents, and over ratios at as many numbers per token; title -> x -> row."""
+    sizes = {row["model"]: re.fullmatch(r"ratio (\d+), latent (\d+)", row["model"]) for row in rows}
+    chunks = [(int(sizes[row["model"]][1]), int(sizes[row["model"]][2]), row) for row in rows if sizes[row["model"]]]
+    widths = {latent: row for ratio, latent, row in sorted(chunks, key=lambda chunk: chunk[1]) if ratio == 4}
+    ratios = {ratio: row for ratio, latent, row in sorted(chunks, key=lambda chunk: chunk[0]) if latent == 16 * ratio}
+    return {"width of a latent of 4 tokens": widths, "tokens per latent, of 16 numbers per token": ratios}
 
 
 def plot_quality(rows: list[dict], path: Path):
-    """Shares that come back, model by model."""
+    """Shares that come back, over the width of latents and over ratios."""
     columns = {"token_accuracy": "tokens", "random_token_accuracy": "uniformly random tokens"}
     columns |= {f"noise_{level}_token_accuracy": f"tokens, noise of {level} std on latents" for level in NOISE_LEVELS}
     columns |= {f"sequence_accuracy_{length}": f"whole rows of {length} tokens" for length in LENGTHS}
-    figure, axes = plt.subplots(figsize=(10, 5))
-    for column, label in columns.items():
-        style = "o--" if column.startswith("sequence") else "o-"
-        axes.plot([row["model"] for row in rows], [row[column] for row in rows], style, label=label)
-    axes.tick_params(axis="x", rotation=20)
-    axes.set(ylim=(0, 1.02), ylabel="share", title="What comes back of the held-out text")
-    axes.legend()
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for axes, (title, found) in zip(panels, curves(rows).items(), strict=True):
+        for column, label in columns.items():
+            style = "o--" if column.startswith("sequence") else "o-"
+            axes.plot([str(x) for x in found], [row[column] for row in found.values()], style, label=label)
+        axes.set(ylim=(0, 1.02), xlabel=title)
+    panels[0].set_ylabel("share that comes back of held-out text")
+    panels[1].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 

@@ -578,7 +578,9 @@ def test_run_script(cache_dir, tmp_path):
 def test_runs_of_the_benchmark():
     """Their variables are those of the script, and make the models that their names say."""
     tree = ast.parse((ROOT / "benchmarks" / "continuous.py").read_text())
-    (runs,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RUNS"]
+    (runs,) = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node).startswith("RUNS")
+    ]
     script = (ROOT / "run" / "train_continuous.sh").read_text()
     runs = ast.literal_eval(runs)
     assert {"ratio 4, latent 64"} < set(runs)
