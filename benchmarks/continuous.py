@@ -111,14 +111,14 @@ def plot_quality(rows: list[dict], path: Path):
     columns = {"token_accuracy": "tokens", "random_token_accuracy": "uniformly random tokens"}
     columns |= {f"noise_{level}_token_accuracy": f"tokens, noise of {level} std on latents" for level in NOISE_LEVELS}
     columns |= {f"sequence_accuracy_{length}": f"whole rows of {length} tokens" for length in LENGTHS}
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True)
     for axes, (title, found) in zip(panels, curves(rows).items(), strict=True):
         for column, label in columns.items():
             style = "o--" if column.startswith("sequence") else "o-"
             axes.plot([str(x) for x in found], [row[column] for row in found.values()], style, label=label)
         axes.set(ylim=(0, 1.02), xlabel=title)
     panels[0].set_ylabel("share that comes back of held-out text")
-    panels[1].legend(fontsize="small")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 

@@ -371,7 +371,6 @@ def two_process_arguments():
 
 
 def test_two_processes_equal_one(cache_dir, main, tmp_path, monkeypatch):
-    main(*two_process_arguments(), "--max_steps", 0, output_dir=tmp_path / "cached")
     sizes = ["--per_device_eval_batch_size", 1]
     arguments = [*common_arguments(cache_dir, tmp_path / "two"), *two_process_arguments(), *sizes]
     (tmp_path / "arguments.json").write_text(json.dumps(list(map(str, arguments))))
@@ -491,11 +490,13 @@ def test_fields_of_the_config():
     """Every field that training may set is an argument, None if it is not given."""
     flags = ["--architecture", "chunk", "--chunk_size", "8", "--num_chunk_layers", "2", "--num_residual_blocks", "1"]
     flags += ["--kl_clip", "0", "--kl_warmup_steps", "9", "--tie_word_embeddings", "true", "--token_dropout", "0.2"]
+    flags += ["--kl_loss_weight", "0"]
     (arguments,) = HfArgumentParser(ContinuousTextArguments).parse_args_into_dataclasses(flags)
     config = train.load_continuous_text(arguments)[0].config
     assert (config.architecture, config.chunk_size, config.num_chunk_layers) == ("chunk", 8, 2)
     assert (config.num_residual_blocks, config.kl_clip, config.kl_warmup_steps) == ([1], 0.0, 9)
-    assert config.tie_word_embeddings and config.token_dropout == 0.2 and config.vocab_size == 2048
+    assert config.tie_word_embeddings and (config.token_dropout, config.kl_loss_weight) == (0.2, 0.0)
+    assert config.vocab_size == 2048
     names = {name for name in vars(ContinuousTextArguments()) if name not in train.SOURCE_OPTIONS}
     assert names == set(ContinuousTextAutoencoderConfig.__annotations__) - {
         "model_type",
@@ -578,9 +579,7 @@ def test_run_script(cache_dir, tmp_path):
 def test_runs_of_the_benchmark():
     """Their variables are those of the script, and make the models that their names say."""
     tree = ast.parse((ROOT / "benchmarks" / "continuous.py").read_text())
-    (runs,) = [
-        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node).startswith("RUNS")
-    ]
+    (runs,) = [node.value for node in tree.body if ast.unparse(node).startswith("RUNS =")]
     script = (ROOT / "run" / "train_continuous.sh").read_text()
     runs = ast.literal_eval(runs)
     assert {"ratio 4, latent 64"} < set(runs)
