@@ -237,6 +237,54 @@ class ActivationArguments:
 
 
 @dataclass
+class ContinuousTextArguments:
+    """Which continuous text autoencoder is trained: a checkpoint, or a new model.
+
+    A checkpoint keeps what is not given here; a new model has the defaults of [`ContinuousTextAutoencoderConfig`].
+    """
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from: a hub name or a folder (default: a new model)."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Tokenizer (default: that of the checkpoint, else the bundled one)."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for what is downloaded from the hub."})
+    architecture: str | None = field(
+        default=None, metadata={"help": "conv, or chunk, whose latents see their own tokens only (default: conv)."}
+    )
+    embedding_size: int | None = field(default=None, metadata={"help": "Width of the embeddings (default: 128)."})
+    hidden_size: int | None = field(
+        default=None, metadata={"help": "conv: channels at full length; chunk: width of its layers (default: 96)."}
+    )
+    latent_dim: int | None = field(default=None, metadata={"help": "Width of a latent (default: 64)."})
+    num_residual_blocks: list[int] = field(
+        default_factory=list,
+        metadata={"help": "conv: residual blocks of each level, which halves the length (default: 2 2)."},
+    )
+    chunk_size: int | None = field(default=None, metadata={"help": "chunk: tokens of a latent (default: 4)."})
+    num_chunk_layers: int | None = field(
+        default=None, metadata={"help": "chunk: layers per token, and as many per chunk, on either side (default: 1)."}
+    )
+    tie_word_embeddings: bool | None = field(
+        default=None, metadata={"help": "The embeddings are the head (default: false)."}
+    )
+    kl_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the KL divergence from a standard normal (default: 1e-6)."}
+    )
+    kl_clip: float | None = field(default=None, metadata={"help": "Nats per dimension that are free (default: 0)."})
+    kl_warmup_steps: int | None = field(
+        default=None, metadata={"help": "Batches over which that weight grows (default: 0)."}
+    )
+    token_dropout: float | None = field(
+        default=None, metadata={"help": "Share of tokens that the encoder does not see in training (default: 0)."}
+    )
+    latent_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout on latents in training (default: 0)."}
+    )
+
+
+@dataclass
 class DataTrainingArguments:
     """Where the text comes from, and how it is cut into blocks of tokens.
 
@@ -268,7 +316,7 @@ class DataTrainingArguments:
         default_factory=list, metadata={"help": "Tokenised validation sets, each NAME, PATH or LABEL=PATH."}
     )
     block_size: int | None = field(
-        default=None, metadata={"help": "Tokens per training sequence (default: what the substeps take in)."}
+        default=None, metadata={"help": "Tokens per training sequence (default: what the model takes in)."}
     )
     add_special_tokens: bool = field(
         default=False, metadata={"help": "Let the tokenizer add bos/eos to every document."}
@@ -288,8 +336,41 @@ class DataTrainingArguments:
 
 
 @dataclass
-class ByteLMTrainingArguments(HfTrainingArguments):
-    """Everything of [`transformers.TrainingArguments`], with the published settings as defaults."""
+class OptimArguments(HfTrainingArguments):
+    """Everything of [`transformers.TrainingArguments`], and Muon, for every family."""
+
+    optim_family: str = field(
+        default="adamw",
+        metadata={"help": "adamw (or what --optim says), or muon: Muon for matrices, AdamW for all else."},
+    )
+    muon_scale: float = field(
+        default=0.2,
+        metadata={"help": "Muon moves a matrix by lr x this x sqrt(max(rows, columns)); published: 1 (default: 0.2)."},
+    )
+    muon_heads: bool = field(default=False, metadata={"help": "Muon for heads too, as far as they are matrices."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.optim_family not in ("adamw", "muon"):
+            raise ValueError(f"`optim_family` must be adamw or muon, got {self.optim_family!r}.")
+        if not 0 < self.muon_scale < float("inf"):
+            raise ValueError(f"`muon_scale` must be above 0, and finite, got {self.muon_scale}.")
+
+
+@dataclass
+class ContinuousTrainingArguments(OptimArguments):
+    """Everything of [`OptimArguments`], with the published settings as defaults."""
+
+    per_device_train_batch_size: int = field(default=48, metadata={"help": "Sequences per step and device."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=100, metadata={"help": "Steps, or a share of all, up to that rate."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Decay of the second moments of AdamW."})
+
+
+@dataclass
+class ByteLMTrainingArguments(OptimArguments):
+    """Everything of [`OptimArguments`], with the published settings as defaults."""
 
     max_steps: int = field(default=10_000, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Windows per step and device."})
@@ -300,8 +381,8 @@ class ByteLMTrainingArguments(HfTrainingArguments):
 
 
 @dataclass
-class ActivationTrainingArguments(HfTrainingArguments):
-    """Everything of [`transformers.TrainingArguments`], with settings for few parameters and long sequences."""
+class ActivationTrainingArguments(OptimArguments):
+    """Everything of [`OptimArguments`], with settings for few parameters and long sequences."""
 
     max_steps: int = field(default=120, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
     num_train_epochs: float = field(
@@ -316,8 +397,8 @@ class ActivationTrainingArguments(HfTrainingArguments):
 
 
 @dataclass
-class TrainingArguments(HfTrainingArguments):
-    """How the compressor is trained: segments, substeps, and everything of [`transformers.TrainingArguments`]."""
+class TrainingArguments(OptimArguments):
+    """How the compressor is trained: segments, substeps, and everything of [`OptimArguments`]."""
 
     summary_length: int | None = field(
         default=None,

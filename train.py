@@ -6,6 +6,7 @@
     python train.py --model_type hierarchical_autoencoder --output_dir checkpoints/bytes --do_train --do_eval
     python train.py --model_type adaptive_byte --output_dir checkpoints/adaptive --do_train --do_eval
     python train.py --model_type activation_compressor --model_name_or_path smollm2 --output_dir checkpoints/cache ...
+    python train.py --model_type continuous_text_autoencoder --output_dir checkpoints/continuous --do_train --do_eval
 
 Without arguments for the data, it reads the text that comes with the package. `--resume_from_checkpoint true` goes on
 from the last whole checkpoint of `--output_dir`, if there is one.
@@ -30,6 +31,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     HfArgumentParser,
@@ -48,9 +50,12 @@ from args import (
     ActivationTrainingArguments,
     AdaptiveByteArguments,
     ByteLMTrainingArguments,
+    ContinuousTextArguments,
+    ContinuousTrainingArguments,
     DataTrainingArguments,
     HierarchicalArguments,
     ModelArguments,
+    OptimArguments,
     TrainingArguments,
 )
 from auto_compressor import (
@@ -58,6 +63,8 @@ from auto_compressor import (
     ActivationCompressorConfig,
     AdaptiveByteConfig,
     ByteTokenizer,
+    ContinuousTextAutoencoder,
+    ContinuousTextAutoencoderConfig,
     GRUByteConfig,
     HierarchicalAutoencoder,
     HierarchicalAutoencoderConfig,
@@ -72,8 +79,10 @@ from auto_compressor.bases import (
     resolve_base,
 )
 from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.continuous_trainer import ContinuousTrainer
 from auto_compressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
 from auto_compressor.hierarchical_trainer import HierarchicalTrainer
+from auto_compressor.modeling_continuous_text_autoencoder import check_tokenizer as check_vocabulary
 from data import DataCollator, cut_documents, load_datasets, with_wikitext
 from substep_trainer import SubstepTrainer
 
@@ -94,6 +103,10 @@ BYTE_LM_OPTIONS = ("model_name_or_path", "cache_dir", "sequence_length")
 # Arguments of activation compressors that are fields of their configs.
 COMPRESSOR_FIELDS = {field.name for field in fields(ActivationArguments)}
 COMPRESSOR_FIELDS &= {field.name for field in fields(ActivationCompressorConfig)}
+
+# Arguments of continuous text autoencoders that are no fields of their config, and the published length of a sequence.
+SOURCE_OPTIONS = ("model_name_or_path", "tokenizer_name", "cache_dir")
+CONTINUOUS_BLOCK_SIZE = 128
 
 # Fields of a config that makes no summary vectors.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
@@ -423,20 +436,30 @@ def byte_lm_fields(model_args: AdaptiveByteArguments) -> dict[str, Any]:
 
 
 def load_byte_lm(config_class: type[PreTrainedConfig], model_args: AdaptiveByteArguments) -> PreTrainedModel:
-    """Makes a new model of this config, or loads --model_name_or_path.
+    """`make_or_load` for a byte language model of this config."""
+    known = {field.name for field in fields(config_class)}
+    given = {name: value for name, value in byte_lm_fields(model_args).items() if name in known}
+    return make_or_load(AutoModelForCausalLM, config_class, model_args, given)
+
+
+def make_or_load(
+    auto_class: type,
+    config_class: type[PreTrainedConfig],
+    model_args: AdaptiveByteArguments | ContinuousTextArguments,
+    given: dict[str, Any],
+) -> PreTrainedModel:
+    """Makes a new model of this config, or loads --model_name_or_path, with the fields that are given.
 
     Raises:
         ValueError: for values that make no model.
         OSError: if it cannot be read.
     """
-    known = {field.name for field in fields(config_class)}
-    given = {name: value for name, value in byte_lm_fields(model_args).items() if name in known}
     name, hub = model_args.model_name_or_path, {"cache_dir": model_args.cache_dir}
     try:
         if name is None:
-            return AutoModelForCausalLM.from_config(config_class(**given))
+            return auto_class.from_config(config_class(**given))
         config = config_class.from_pretrained(name, **hub, **given)
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **hub)
+        return auto_class.from_pretrained(name, config=config, dtype=torch.float32, **hub)
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
     except (OSError, RuntimeError) as error:
@@ -489,11 +512,8 @@ def load_compressor(model_args: ActivationArguments, base_model: PreTrainedModel
         ValueError: for values that make no compressor, or one that belongs to another base.
         OSError: if it cannot be read.
     """
-    given, name, hub = (
-        compressor_fields(model_args),
-        model_args.compressor_name_or_path,
-        {"cache_dir": model_args.cache_dir},
-    )
+    given, hub = compressor_fields(model_args), {"cache_dir": model_args.cache_dir}
+    name = model_args.compressor_name_or_path
     try:
         if name is None:
             return ActivationCompressor.from_base(base_model, **given)
@@ -532,6 +552,44 @@ def make_activation_trainer(
     )
 
 
+def load_continuous_text(
+    model_args: ContinuousTextArguments,
+) -> tuple[ContinuousTextAutoencoder, PreTrainedTokenizerBase]:
+    """Makes a new model for the tokenizer, or loads --model_name_or_path, whose tokenizer it must be.
+
+    Raises:
+        ValueError: for values that make no model, or a tokenizer of another size than the model.
+        OSError: if model or tokenizer cannot be read.
+    """
+    tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path or BUNDLED_TOKENIZER
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=model_args.cache_dir)
+    except (OSError, ValueError) as error:
+        raise OSError(f"There is no tokenizer in {str(tokenizer_name)!r}: give --tokenizer_name.") from error
+    values = {field.name: getattr(model_args, field.name) for field in fields(model_args)}
+    given = {name: value for name, value in values.items() if value not in (None, []) and name not in SOURCE_OPTIONS}
+    if model_args.model_name_or_path is None:
+        given["vocab_size"] = len(tokenizer)
+    model = make_or_load(AutoModel, ContinuousTextAutoencoderConfig, model_args, given)
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    return model, tokenizer
+
+
+def make_continuous_trainer(
+    model_args: ContinuousTextArguments, data_args: DataTrainingArguments, training_args: ContinuousTrainingArguments
+) -> ContinuousTrainer:
+    model, tokenizer = load_continuous_text(model_args)
+    block_size = CONTINUOUS_BLOCK_SIZE if data_args.block_size is None else data_args.block_size
+    datasets = load_checked_datasets(data_args, training_args, tokenizer, block_size, model_args.cache_dir)
+    return ContinuousTrainer(
+        model=model,
+        args=training_args,
+        data_collator=DataCollator(pad_token_id=0),  # rows of other lengths are masked
+        processing_class=tokenizer,
+        **datasets,
+    )
+
+
 def load_checked_datasets(
     data_args: DataTrainingArguments,
     training_args: HfTrainingArguments,
@@ -566,12 +624,17 @@ FAMILIES = {
         (ModelArguments, DataTrainingArguments, TrainingArguments), make_autocompressor_trainer, report_rows
     ),
     "hierarchical_autoencoder": Family(
-        (HierarchicalArguments, DataTrainingArguments, HfTrainingArguments),
+        (HierarchicalArguments, DataTrainingArguments, OptimArguments),
         make_hierarchical_trainer,
         metric_rows,
     ),
     "activation_compressor": Family(
         (ActivationArguments, DataTrainingArguments, ActivationTrainingArguments), make_activation_trainer, metric_rows
+    ),
+    "continuous_text_autoencoder": Family(
+        (ContinuousTextArguments, DataTrainingArguments, ContinuousTrainingArguments),
+        make_continuous_trainer,
+        metric_rows,
     ),
 }
 for config_class in (AdaptiveByteConfig, GRUByteConfig):

@@ -104,19 +104,21 @@ def is_matrix(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and name.startswith("weight") and not isinstance(module, nn.Embedding)
 
 
-def muon_with_adamw(model: PreTrainedModel, muon_heads: bool = False, **kwargs) -> MuonWithAdamW:
+def muon_with_adamw(model: nn.Module, muon_heads: bool = False, **kwargs) -> MuonWithAdamW:
     """
     Muon for the matrices of a model; AdamW for embeddings, norms, biases, learned vectors and heads, which are modules
-    named `head` or `..._head` and the output embeddings.
+    named `head` or `..._head`, what adapters put around them, and the output embeddings.
 
     Args:
-        model ([`PreTrainedModel`]): Parameters that need no gradient are left out.
+        model (`nn.Module`): A [`PreTrainedModel`], or what holds some. Parameters that need no gradient are left out.
         muon_heads (`bool`, defaults to `False`): Heads are among Muon's matrices, unless they are the embeddings.
         kwargs: Those of [`MuonWithAdamW`].
     """
     matrices, others = {}, {}
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    heads = [module.get_output_embeddings() for module in models]
     for module_name, module in model.named_modules():
-        is_head = module_name.endswith("head") or module is model.get_output_embeddings()
+        is_head = "head." in f"{module_name}." or any(module is head for head in heads)
         for name, parameter in module.named_parameters(recurse=False):
             muon = is_matrix(module, name, parameter) and (muon_heads or not is_head)
             if parameter.requires_grad:

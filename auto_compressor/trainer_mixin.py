@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 
 import torch
+from torch import nn
+
+from .muon import muon_with_adamw
 
 
 class TrainerMixin:
@@ -10,13 +13,28 @@ class TrainerMixin:
     Goes before [`~transformers.Trainer`] among the bases of a trainer whose steps `track` values by name.
 
     With every loss that the Trainer logs go their means over the optimisation steps since the last report, and over
-    processes. A finished run that is resumed takes no further step.
+    processes. A finished run that is resumed takes no further step. With `optim_family` muon in its arguments, the
+    optimizer is [`~muon.MuonWithAdamW`].
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.sums: dict[str, torch.Tensor] = {}
         self.last_logged_step = 0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        # The arguments may be those of transformers, which know no `optim_family`.
+        if self.optimizer is None and getattr(self.args, "optim_family", "adamw") == "muon":
+            self.optimizer = muon_with_adamw(
+                self.model if model is None else model,
+                muon_heads=self.args.muon_heads,
+                muon_scale=self.args.muon_scale,
+                lr=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return super().create_optimizer(model)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "auto_compressor"
 SCRIPTS = ("args", "data", "substep_trainer")
 FACE = ("__init__", "adaptive_trainer", "bases", "byte_codec", "byte_lm_codec", "carried_state", "convert")
-FACE += ("activation_trainer", "hierarchical_trainer", "objectives")
+FACE += ("activation_trainer", "continuous_trainer", "hierarchical_trainer", "objectives", "trainer_mixin")
 
 PART, CONFIGURATION, GENERATION, MODEL, PACKAGE_FACE, SCRIPT, PROGRAM = range(7)
 
