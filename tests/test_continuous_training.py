@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from activation_testing import tiny_base
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeling_testing import EXACT, random_ids, run_on_two_processes
@@ -404,17 +405,35 @@ SMALL = {
     "adaptive_byte": "--hidden_size 8 --sequence_length 32 --byte_entropy_threshold 12",
     "gru_byte": "--hidden_size 8 --sequence_length 32",
     "continuous_text_autoencoder": "--embedding_size 12 --hidden_size 8 --latent_dim 6 --block_size 16",
+    "activation_compressor": "--freeze_base false --max_length 64 --continuation_length 16 --num_sinks 2"
+    " --recent_window 4 --compression_ratio 3",
 }
 
 
+@pytest.fixture
+def base_of(tmp_path):
+    """The arguments that name a base model, for the families that need one."""
+
+    def base_of(family):
+        if family != "activation_compressor":
+            return []
+        tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+        for part in (tokenizer, tiny_base("llama", vocab_size=len(tokenizer))):
+            part.save_pretrained(tmp_path / "base")
+        return ["--model_name_or_path", tmp_path / "base"]
+
+    return base_of
+
+
 def test_every_family_is_here():
-    assert set(SMALL) <= set(train.FAMILIES)
+    assert set(SMALL) == set(train.FAMILIES)
     assert all(issubclass(family.arguments[2], OptimArguments) for family in train.FAMILIES.values())
 
 
 @pytest.mark.parametrize("family", train.FAMILIES)
-def test_muon_of_every_family(family, main, tmp_path):
-    arguments = ["--model_type", family, *SMALL[family].split(), "--do_train", "--max_steps", 3, "--save_steps", 2]
+def test_muon_of_every_family(family, base_of, main, tmp_path):
+    arguments = ["--model_type", family, *base_of(family), *SMALL[family].split()]
+    arguments += ["--do_train", "--max_steps", 3, "--save_steps", 2]
     arguments += ["--optim_family", "muon", "--resume_from_checkpoint", "true", "--lr_scheduler_type", "cosine"]
     whole = main(*arguments, output_dir=tmp_path / "whole")
     state = torch.load(whole / "checkpoint-2" / "optimizer.pt", weights_only=True)
