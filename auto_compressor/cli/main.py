@@ -12,15 +12,21 @@ from . import (
     decompress,
     encode,
     evaluate,
+    filtered_test_set,
     generate,
     perplexity,
+    random_test_set,
+    reconstruction_accuracy,
     show_borders,
     summarize,
+    token_statistics,
+    view_errors,
 )
 
 
 COMMANDS = (summarize, generate, perplexity, encode, decode, compress, decompress)
 COMMANDS += (convert, check_causality, show_borders, evaluate)
+COMMANDS += (token_statistics, filtered_test_set, random_test_set, reconstruction_accuracy, view_errors)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
