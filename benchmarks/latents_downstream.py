@@ -39,6 +39,7 @@ from auto_compressor import ContinuousTextAutoencoder, ContinuousTextAutoencoder
 from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT
 
 
+VOCAB_SIZE = 2048  # of the bundled tokenizer
 LENGTH, BATCH_SIZE = 128, 16
 HELD_OUT = 5  # every so many chapters one
 HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS = 64, 2, 4
@@ -80,7 +81,7 @@ def read_books() -> tuple[Texts, Texts, list[str]]:
 def train_autoencoder(ids: torch.LongTensor, num_steps: int) -> ContinuousTextAutoencoder:
     """Trains on the tokens of all texts, in windows that begin anywhere."""
     torch.manual_seed(0)
-    model = ContinuousTextAutoencoder(ContinuousTextAutoencoderConfig(vocab_size=int(ids.max()) + 1, **AUTOENCODER))
+    model = ContinuousTextAutoencoder(ContinuousTextAutoencoderConfig(vocab_size=VOCAB_SIZE, **AUTOENCODER))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, num_steps), num_steps)
     stream = ids.flatten()
@@ -110,10 +111,10 @@ def token_accuracy(model: ContinuousTextAutoencoder, ids: torch.LongTensor) -> f
 class GroupedEmbedding(nn.Module):
     """Embeds tokens, `(batch, length)`, some of them to a position: `(batch, length / group, HIDDEN_SIZE)`."""
 
-    def __init__(self, vocab_size: int, group: int):
+    def __init__(self, group: int):
         super().__init__()
         self.group = group
-        self.embedding = nn.Embedding(vocab_size, HIDDEN_SIZE)
+        self.embedding = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE)
         self.projection = nn.Linear(group * HIDDEN_SIZE, HIDDEN_SIZE)
 
     def forward(self, ids: torch.LongTensor) -> torch.Tensor:
@@ -155,7 +156,7 @@ def count_flops(function: Callable[[], object]) -> int:
 
 
 def make_inputs(model: ContinuousTextAutoencoder, train: Texts, test: Texts) -> dict[str, Input]:
-    vocab_size, stride = model.config.vocab_size, model.config.total_stride
+    stride = model.config.total_stride
     flops = count_flops(lambda: encode(model, train.ids))
     latents = [encode(model, texts.ids) for texts in (train, test)]
     normalized = [model.normalize_latents(part) for part in latents]
@@ -165,10 +166,8 @@ def make_inputs(model: ContinuousTextAutoencoder, train: Texts, test: Texts) -> 
         return nn.Linear(model.config.latent_dim, HIDDEN_SIZE)
 
     return {
-        "tokens": Input(train.ids, test.ids, lambda: nn.Embedding(vocab_size, HIDDEN_SIZE), LENGTH),
-        f"tokens, {stride} to a position": Input(
-            train.ids, test.ids, lambda: GroupedEmbedding(vocab_size, stride), num_latents
-        ),
+        "tokens": Input(train.ids, test.ids, lambda: nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE), LENGTH),
+        f"tokens, {stride} to a position": Input(train.ids, test.ids, lambda: GroupedEmbedding(stride), num_latents),
         "latents, normalised": Input(*normalized, project, num_latents, flops),
         "latents": Input(*latents, project, num_latents, flops),
     }
@@ -199,7 +198,9 @@ def train_classifier(given: Input, train: Texts, test: Texts, budget: int, seed:
     """Trains for as many steps as the budget, in floating point operations, allows; returns its figures."""
     torch.manual_seed(seed)
     model = Classifier(given.embedding(), given.num_positions, int(train.books.max()) + 1)
-    num_steps = max(1, (budget - given.flops) // step_flops(model, given, train.books))
+    num_steps = (budget - given.flops) // step_flops(model, given, train.books)
+    if num_steps < 1:
+        raise ValueError(f"--gflops must be more than the {given.flops / 1e9:.0f} that encoding takes.")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
     start = time.perf_counter()
@@ -246,8 +247,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="ContinuousTextAutoencoder of the bundled tokenizer (default: one is trained)")
     parser.add_argument("--autoencoder_steps", type=int, default=800)
-    parser.add_argument("--gflops", type=float, nargs="+", default=[100, 300, 900], help="budgets of one training")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind, 2 or more")
+    parser.add_argument("--gflops", type=float, nargs="+", default=[150, 300, 600], help="budgets of one training")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind, 2 or more")
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     logging.disable_progress_bar()

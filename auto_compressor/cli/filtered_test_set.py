@@ -2,7 +2,6 @@
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
 from ..bundled import BUNDLED_VALIDATION_TEXT
 from .common import (

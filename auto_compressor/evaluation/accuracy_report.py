@@ -1,7 +1,7 @@
 """How many tokens come back from the latents of a continuous text autoencoder, and the texts that do not.
 
-A report is a folder: `accuracy.json` with the figures of every length, and `error_cases.jsonl` with the texts that came
-back with errors, which `auto-compressor view-errors` shows.
+A report is a folder: `accuracy.json` with the figures of every length, and `error_cases.jsonl` with the texts that
+have errors, which `auto-compressor view-errors` shows.
 """
 
 import json

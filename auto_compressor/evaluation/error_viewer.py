@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 
 
@@ -24,12 +25,14 @@ STYLE = """
 .viewer .card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 14px 18px; min-width: 0; }
 .viewer pre { margin: 0; background: none; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 15px/1.65 ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.viewer + .viewer { margin-top: 14px; }
+.viewer del, .viewer ins { unicode-bidi: isolate; }
 .viewer del { color: var(--wrong); background: var(--wrong-back); text-decoration: line-through; }
 .viewer ins { color: var(--right); background: var(--right-back); text-decoration: underline; }
 .viewer .break::before { content: "\\21b5"; font-style: normal; }
 .viewer .facts { display: flex; flex-wrap: wrap; gap: 6px 28px; margin: 0 0 14px; }
 .viewer .facts b { font-variant-numeric: tabular-nums; }
-.viewer .note { border-left: 4px solid var(--wrong); padding: 2px 0 2px 12px; }
+.viewer .note { border-left: 4px solid var(--color-accent); padding: 2px 0 2px 12px; }
 .viewer details { margin-top: 14px; }
 """
 
@@ -41,7 +44,7 @@ LEGEND = (
 
 # A word with the space in front of it, a sign, or the space at the end.
 WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
-MAX_COMPARED = 2**18  # pairs of characters in a stretch that is compared character by character
+MAX_PAIRS = 2**20  # of words or characters that are compared at once; it takes less than a second
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ class ErrorCases(Sequence):
 
 def align(original: Sequence[str], generated: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Stretches of both, in order, that are equal or have nothing in common."""
-    for _, start, end, other_start, other_end in SequenceMatcher(None, original, generated).get_opcodes():
+    popular_left_out = len(original) * len(generated) > MAX_PAIRS
+    matcher = SequenceMatcher(None, original, generated, autojunk=popular_left_out)
+    for _, start, end, other_start, other_end in matcher.get_opcodes():
         yield "".join(original[start:end]), "".join(generated[other_start:other_end])
 
 
@@ -138,7 +143,7 @@ def diff_characters(original: str, generated: str) -> list[tuple[str, str]]:
     """[`diff_words`], with the words that differ compared by characters, unless they are very many."""
     stretches = []
     for before, after in diff_words(original, generated):
-        fine = before != after and len(before) * len(after) <= MAX_COMPARED
+        fine = before != after and len(before) * len(after) <= MAX_PAIRS
         stretches += align(before, after) if fine else [(before, after)]
     return stretches
 
@@ -209,10 +214,19 @@ def summary_html(cases: ErrorCases) -> str:
     facts = {
         "texts with errors": f"{len(cases):,}",
         "tokens that came back": share(sum(cases.correct_tokens), sum(cases.total_tokens)),
-        "mean of the texts": f"{sum(shares) / len(cases):.2%}",
+        "mean of a text": f"{sum(shares) / len(cases):.2%}",
         "lowest": f"{shares[worst]:.2%} (case {worst + 1:,})",
     }
     return f'<div class="viewer">{title}{facts_html(facts)}</div>'
+
+
+def nearest_case(cases: ErrorCases, number: float | None) -> int:
+    """The number, from 1, of the case that is nearest to a number, the first if it is missing."""
+    return 1 if number is None or math.isnan(number) else round(min(max(number, 1), len(cases)))
+
+
+def next_case(cases: ErrorCases, step: int, number: float | None) -> int:
+    return nearest_case(cases, nearest_case(cases, number) + step)
 
 
 def show_case(cases: ErrorCases, number: float | None, by: str) -> str:
@@ -221,14 +235,13 @@ def show_case(cases: ErrorCases, number: float | None, by: str) -> str:
 
     Args:
         cases (`ErrorCases`): All of them.
-        number (`float`, *optional*): From 1; of a number that is not there, the nearest case, and a note.
+        number (`float`, *optional*): From 1; in place of one that is not there, the nearest is shown, with a note.
         by (`str`): As in [`case_html`].
     """
     if not cases:
         return note_html("There are no errors: every text came back whole.")
-    valid = number is not None and not math.isnan(number)
-    nearest = round(min(max(number, 1), len(cases))) if valid else 1
-    note = "" if number == nearest else note_html(f"There is no case {number}: this is case {nearest:,}.")
+    nearest = nearest_case(cases, number)
+    note = "" if number in (nearest, None) else note_html(f"There is no case {number}: this is case {nearest:,}.")
     try:
         return note + case_html(cases[nearest - 1], by)
     except (OSError, ValueError) as error:
@@ -258,25 +271,19 @@ def error_viewer(path: Path):
     last, way = len(cases), next(iter(DIFFS))
     with gr.Blocks(title=f"Errors of {path.name}", analytics_enabled=False) as page:
         gr.HTML(summary_html(cases))
-        with gr.Row(visible=last > 1, equal_height=True):
-            previous = gr.Button("Previous", scale=0)
-            number = gr.Slider(1, max(last, 2), 1, step=1, label="Case", scale=1, buttons=[])
-            following = gr.Button("Next", scale=0)
+        with gr.Row(visible=last > 1):
+            previous = gr.Button("Previous", scale=0, min_width=80, size="sm")
+            number = gr.Slider(1, max(last, 2), 1, step=1, label="Case", buttons=[])
+            following = gr.Button("Next", scale=0, min_width=80, size="sm")
         by = gr.Radio(list(DIFFS), value=way, label="Compare by", visible=last > 0)
         shown = gr.HTML(show_case(cases, 1, way))
         gr.HTML(LEGEND, visible=last > 0)
-        # The slider itself refuses what is out of range; here it is the nearest case.
+        # The slider itself refuses what is out of range, in place of showing the nearest case.
         number.preprocess = lambda value: value
-        gr.on(
-            [number.change, by.change],
-            lambda number, by: show_case(cases, number, by),
-            [number, by],
-            shown,
-            api_name="show_case",
-            show_progress="hidden",
-        )
-        previous.click(lambda value: max(value - 1, 1), number, number, api_name=False, show_progress="hidden")
-        following.click(lambda value: min(value + 1, last), number, number, api_name=False, show_progress="hidden")
+        changed = [number.change, by.change]
+        gr.on(changed, partial(show_case, cases), [number, by], shown, api_name="show_case", show_progress="hidden")
+        for button, step in ((previous, -1), (following, 1)):
+            button.click(partial(next_case, cases, step), number, number, api_name=False, show_progress="hidden")
     return page
 
 
