@@ -247,7 +247,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="ContinuousTextAutoencoder of the bundled tokenizer (default: one is trained)")
     parser.add_argument("--autoencoder_steps", type=int, default=800)
-    parser.add_argument("--gflops", type=float, nargs="+", default=[150, 300, 600], help="budgets of one training")
+    parser.add_argument("--gflops", type=float, nargs="+", default=[150, 300], help="budgets of one training")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each kind, 2 or more")
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()

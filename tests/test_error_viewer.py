@@ -71,7 +71,7 @@ def tags_of(page: str) -> set[str]:
 # What differs
 
 
-@settings(deadline=None, max_examples=200, database=None)
+@settings(deadline=None, max_examples=100, database=None)
 @given(ANY_TEXT, ANY_TEXT)
 def test_both_texts_are_whole(original, generated):
     for diff in DIFFS.values():
@@ -110,11 +110,9 @@ def test_words_and_characters():
 
 def test_a_word_that_is_frequent_is_compared():
     """Those that difflib leaves out by default, of texts of 200 words or more."""
-    original = "the cat " * 150
+    original = "so the cat, " * 100
     generated = original.replace("cat", "dog", 1)
-    assert [pair for pair in diff_words(original, generated) if pair[0] != pair[1]] == [(" cat", " dog")] or [
-        pair for pair in diff_words(original, generated) if pair[0] != pair[1]
-    ] == [("the cat", "the dog")]
+    assert [pair for pair in diff_words(original, generated) if pair[0] != pair[1]] == [(" cat", " dog")]
 
 
 def test_long_texts_take_seconds_at_most():
@@ -297,11 +295,11 @@ def test_the_page_is_served(serve, count):
 
 
 def test_the_page_has_all_its_parts(serve):
-    client, page = serve(error_case("In the end", "In an end"), error_case(EVIL, "x"))
+    client, page = serve(error_case("In the end", "In an end"), error_case(EVIL, "0"))
     values = [part["props"].get("value") for part in client.config["components"]]
     assert LEGEND in values and any("texts with errors <b>2</b>" in str(value) for value in values)
     assert "<script>alert" not in page
-    assert "<ins>x</ins>" in client.predict(2, "words", api_name="/show_case")
+    assert "<ins>0</ins>" in client.predict(2, "words", api_name="/show_case")
     characters, words = (client.predict(1, by, api_name="/show_case") for by in ("characters", "words"))
     assert characters != words and texts_of(characters) == texts_of(words) == ["In the end", "In an end"]
 
