@@ -50,7 +50,8 @@ def write(tmp_path):
 
     def write(*cases, name="error_cases.jsonl"):
         path = tmp_path / name
-        path.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+        lines = (json.dumps(case, ensure_ascii=False) + "\n" for case in cases)
+        path.write_bytes("".join(lines).encode())
         return path
 
     return write
@@ -110,7 +111,7 @@ def test_words_and_characters():
 
 def test_a_word_that_is_frequent_is_compared():
     """Those that difflib leaves out by default, of texts of 200 words or more."""
-    original = "so the cat, " * 100
+    original = ("so the cat, " * 100).strip()
     generated = original.replace("cat", "dog", 1)
     assert [pair for pair in diff_words(original, generated) if pair[0] != pair[1]] == [(" cat", " dog")]
 
