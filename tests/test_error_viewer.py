@@ -4,6 +4,7 @@ import html
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -313,6 +314,12 @@ def test_the_page_is_local(write):
     assert not error_viewer(write(error_case())).analytics_enabled
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def served_address(process: subprocess.Popen) -> str:
     for line in process.stdout:
         found = re.search(r"http://\S+", line)
@@ -321,8 +328,8 @@ def served_address(process: subprocess.Popen) -> str:
     raise AssertionError("no address was printed")
 
 
-def test_the_command_serves_until_it_is_interrupted(write):
-    """On the loopback interface, without GRADIO_ variables that could say otherwise."""
+def test_the_command_serves_until_it_is_ended(write, capsys):
+    """On the loopback interface; a second one on its port is one line of error."""
     command = [sys.executable, "-u", "-m", "auto_compressor.cli.main", "view-errors", str(write(error_case()))]
     port = free_port()
     process = subprocess.Popen(
@@ -331,17 +338,11 @@ def test_the_command_serves_until_it_is_interrupted(write):
     try:
         assert served_address(process) == f"http://127.0.0.1:{port}"
         assert "Errors of error_cases.jsonl" in httpx.get(f"http://127.0.0.1:{port}").text
+        assert main([*command[4:], "--port", str(port)]) == 1
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_defaults_of_the_command(write, monkeypatch):
