@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,17 +71,24 @@ def _check_saveable(softprompt: torch.Tensor, width: int, num_tokens: int):
         raise ValueError(f"`num_tokens` must be 1 or more, got {num_tokens}.")
 
 
-def write_whole(path: Path, data: bytes):
-    """Writes a file beside `path`, down to the disk, and renames it, so that `path` is never there in part."""
+@contextmanager
+def whole_file(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
+    """Opens a file beside `path` that takes its place at the end, down to the disk; an error leaves `path` alone."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(data)
+        with part.open(mode, **options) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes):
+    """Writes a file so that `path` is never there in part."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: PreTrainedModel, num_tokens: int):
@@ -152,4 +162,4 @@ def load_softprompt(path: str | os.PathLike, model: PreTrainedModel | None = Non
     return Softprompt(vectors, int(metadata["num_tokens"]), metadata["model_name"], metadata["fingerprint"])
 
 
-__all__ = ["Softprompt", "load_softprompt", "model_fingerprint", "save_softprompt", "write_whole"]
+__all__ = ["Softprompt", "load_softprompt", "model_fingerprint", "save_softprompt", "whole_file", "write_whole"]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ..bundled import BUNDLED_TOKENIZER
+
 
 def add_model_arguments(parser: argparse.ArgumentParser, kind: str = "AutoCompressor", dtype: str = "auto"):
     parser.add_argument("--model", required=True, help=f"{kind}: a folder or a hub name")
@@ -40,6 +42,44 @@ def add_byte_lm_arguments(parser: argparse.ArgumentParser):
     add_output_argument(parser)
     parser.add_argument("--model", required=True, help="language model of bytes: a folder or a hub name")
     add_device_argument(parser)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, default: Path, which: str):
+    """The texts of a command that reads any number of them, one at a time."""
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default=str(default),
+        help="a txt (every line is a text), jsonl, csv or parquet file, a folder of such files, or a dataset of the"
+        f" hub (default: the {which} that comes with the package)",
+    )
+    parser.add_argument("--dataset-config-name", help="of a dataset of the hub")
+    parser.add_argument("--split", default="train", help="of a folder or a dataset of the hub (default: train)")
+    parser.add_argument("--text-column", default="text", help="column of the texts (default: text)")
+
+
+def add_tokenizer_argument(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--tokenizer", default=str(BUNDLED_TOKENIZER), help="a folder or a hub name (default: the bundled one)"
+    )
+
+
+def add_test_set_arguments(parser: argparse.ArgumentParser, num_sequences: int):
+    """What the commands that write a test set have in common."""
+    parser.add_argument("-o", "--output", type=Path, required=True, help="JSONL file to write")
+    parser.add_argument("--counts", type=Path, required=True, help="CSV file of `auto-compressor token-statistics`")
+    add_tokenizer_argument(parser)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument(
+        "--low-fraction",
+        type=float,
+        default=0.1,
+        help="share of the tokens, the rarest, that are left out, with ties (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-sequences", type=int, default=num_sequences, help="most sequences to write (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="of what is drawn (default: %(default)s)")
 
 
 def add_budget_argument(parser: argparse.ArgumentParser):
@@ -151,6 +191,11 @@ def load_autoencoder(args: argparse.Namespace):
     return load_complete(args, partial(class_by_type, types=("hierarchical_autoencoder",)))
 
 
+def load_continuous_autoencoder(args: argparse.Namespace):
+    """Returns the ContinuousTextAutoencoder of `--model`; see [`load_complete`]."""
+    return load_complete(args, partial(class_by_type, types=("continuous_text_autoencoder",)))
+
+
 def load_borders_model(args: argparse.Namespace):
     """Returns the model of `--model` that sets borders in bytes; see [`load_complete`]."""
     return load_complete(args, partial(class_by_type, types=("adaptive_byte", "hierarchical_autoencoder")))
@@ -241,6 +286,18 @@ def read_text(path: str) -> str:
 def token_ids(tokenizer, text: str, device):
     """Returns the tokens of a text, without special tokens: `(1, length)`."""
     return tokenizer(text, add_special_tokens=False, verbose=False, return_tensors="pt").input_ids.to(device)
+
+
+def stream_data(args: argparse.Namespace, tokenizer, progress, description: str):
+    """The texts of `add_data_arguments` with their tokens, one at a time, counted on a progress bar."""
+    from datasets.utils import logging
+
+    from ..evaluation.text_streams import stream_rows, tokenize_rows
+
+    logging.set_verbosity(logging.CRITICAL)  # errors are raised as well
+    rows = stream_rows(args.data, args.dataset_config_name, args.split)
+    rows = progress.track(rows, description=description, total=None)
+    return tokenize_rows(rows, tokenizer, args.text_column)
 
 
 def print_facts(facts: dict[str, str], title: str | None = None, stderr: bool = False):

@@ -12,16 +12,22 @@ from . import (
     decompress,
     encode,
     evaluate,
+    filtered_test_set,
     generate,
     perplexity,
+    random_test_set,
+    reconstruction_accuracy,
     report_activation,
     show_borders,
     summarize,
+    token_statistics,
+    view_errors,
 )
 
 
 COMMANDS = (summarize, generate, perplexity, encode, decode, compress, decompress)
 COMMANDS += (convert, check_causality, show_borders, report_activation, evaluate)
+COMMANDS += (token_statistics, filtered_test_set, random_test_set, reconstruction_accuracy, view_errors)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

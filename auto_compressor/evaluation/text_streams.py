@@ -1,0 +1,85 @@
+"""Texts and their tokens from files, folders and the hub, one text in memory at a time."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from datasets import IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
+
+
+READER_OF_ENDING = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+# A line of a txt file keeps its end; in csv, the word "null" is text.
+OPTIONS = {"text": {"keep_linebreaks": True}, "csv": {"keep_default_na": False}}
+
+
+def file_stream(path: Path) -> IterableDataset:
+    """The rows of a file; an `OSError` or a `ValueError` for one that is missing, empty or of another kind."""
+    if path.suffix.lower() not in READER_OF_ENDING:
+        raise ValueError(f"`data` {str(path)!r} must end in one of {', '.join(READER_OF_ENDING)}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"`data` {str(path)!r} is empty.")
+    reader = READER_OF_ENDING[path.suffix.lower()]
+    files = glob.escape(str(path))
+    return load_dataset(reader, data_files=files, split="train", streaming=True, **OPTIONS.get(reader, {}))
+
+
+def open_stream(data: str, config_name: str | None, split: str) -> IterableDataset:
+    path = Path(data)
+    if path.is_file() or path.suffix.lower() in READER_OF_ENDING:
+        return file_stream(path)
+    try:
+        return load_dataset(data, config_name, split=split, streaming=True)
+    except OSError as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(f"`data` {data!r} cannot be loaded: {cause.rstrip('.')}. A local file needs no hub.") from error
+
+
+def stream_rows(data: str, config_name: str | None = None, split: str = "train") -> Iterator[dict[str, Any]]:
+    """
+    The rows of a dataset, one at a time.
+
+    Args:
+        data (`str`): A txt file, of which every line is a row with the column `text`, a jsonl, json, csv or parquet
+            file, a folder of such files, or a dataset of the hub.
+        config_name (`str`, *optional*), split (`str`, defaults to `"train"`): Of a folder or a dataset of the hub.
+
+    Raises:
+        OSError: if there is no such file, folder or dataset, or the hub is out of reach.
+        ValueError: for an empty file, an unknown ending, another split, or a file that does not hold what its ending
+            says.
+    """
+    try:
+        yield from open_stream(data, config_name, split)
+    except (DatasetGenerationError, pyarrow.ArrowException, ValueError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("`data`"):
+            raise
+        raise ValueError(f"`data` {data!r} cannot be read: {error.__cause__ or error}") from error
+
+
+def tokenize_rows(
+    rows: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, text_column: str = "text"
+) -> Iterator[tuple[str | None, list[int]]]:
+    """
+    Every text and its tokens, without special tokens; a column `token_ids` is taken as it is, with the text beside it.
+
+    Raises:
+        ValueError: for a row without the text column, or with something else than text or tokens in it.
+    """
+    for row in rows:
+        text, token_ids = row.get(text_column), row.get("token_ids")
+        if token_ids is None:
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"`text_column` {text_column!r} must hold strings, a row with {list(row)} has {text!r}."
+                )
+            token_ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        elif not isinstance(token_ids, list) or not all(isinstance(token, int) for token in token_ids):
+            raise ValueError(f"The column token_ids must hold lists of integers, a row has {token_ids!r:.80}.")
+        yield text, token_ids
+
+
+__all__ = ["stream_rows", "tokenize_rows"]
