@@ -11,7 +11,11 @@ from transformers import HfArgumentParser
 
 import auto_compressor
 from args import (
+    ActivationArguments,
+    ActivationTrainingArguments,
     AdaptiveByteArguments,
+    ContinuousTextArguments,
+    ContinuousTrainingArguments,
     DataTrainingArguments,
     HierarchicalArguments,
     ModelArguments,
@@ -35,13 +39,22 @@ def test_scripts_exist():
         "run/train_adaptive.sh",
         "run/train_baseline.sh",
         "benchmarks/autocompressor.py",
+        "run/train_activation.sh",
+        "run/train_continuous.sh",
         "benchmarks/adaptive.py",
+        "benchmarks/activation.py",
+        "benchmarks/continuous.py",
+        "benchmarks/latents_downstream.py",
     } <= scripts
     assert all((ROOT / script).is_file() for script in scripts)
 
 
 def test_flags_exist():
     groups = [(ModelArguments, DataTrainingArguments, TrainingArguments), HierarchicalArguments, AdaptiveByteArguments]
+    groups += [
+        (ActivationArguments, ActivationTrainingArguments),
+        (ContinuousTextArguments, ContinuousTrainingArguments),
+    ]
     known = {flag for group in groups for flag in HfArgumentParser(group)._option_string_actions}
     sources = [path.read_text() for path in (ROOT / "auto_compressor" / "cli").glob("*.py")]
     sources += [path.read_text() for path in [ROOT / "train.py", *(ROOT / "benchmarks").glob("*.py")]]
@@ -55,6 +68,8 @@ def test_flags_exist():
         ("train.sh", "Train"),
         ("train_hierarchical.sh", "Bytes to codes and back"),
         ("train_adaptive.sh", "Adaptive borders"),
+        ("train_activation.sh", "A smaller key/value cache"),
+        ("train_continuous.sh", "Tokens to vectors and back"),
     ],
 )
 def test_variables_of_run_scripts_exist(script, section):
