@@ -39,6 +39,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    default_data_collator,
     set_seed,
 )
 from transformers import TrainingArguments as HfTrainingArguments
@@ -546,7 +547,8 @@ def make_activation_trainer(
     return ActivationTrainer(
         model=CompressorWithBase(compressor, base_model, model_args.continuation_length, model_args.segment_length),
         args=training_args,
-        data_collator=DataCollator(tokenizer.eos_token_id),
+        # Rows of one length: without a mask, attention is faster.
+        data_collator=default_data_collator,
         tokenizer=tokenizer,
         **datasets,
     )

@@ -1,7 +1,6 @@
 """Training activation compressors: the Trainer with a base model beside, every loss by its name, and fidelity."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,7 +12,7 @@ from .configuration_activation_compressor import ActivationCompressorConfig
 from .evaluation.activation import activation_metrics, continuation_statistics
 from .losses import shift_labels_left
 from .modeling_activation_compressor import ActivationCompressor, ActivationCompressorOutput
-from .trainer_mixin import TrainerMixin
+from .trainer_mixin import StatisticsMixin
 
 
 BASE_FOLDER = "base"
@@ -74,7 +73,7 @@ class CompressorWithBase(nn.Module):
         return logits, full
 
 
-class ActivationTrainer(TrainerMixin, Trainer):
+class ActivationTrainer(StatisticsMixin, Trainer):
     """
     Trains a [`CompressorWithBase`], and saves the compressor; a base that was trained goes into the folder `base`,
     with its `tokenizer`.
@@ -84,34 +83,16 @@ class ActivationTrainer(TrainerMixin, Trainer):
     """
 
     def __init__(self, *args, tokenizer: PreTrainedTokenizerBase, **kwargs):
-        super().__init__(*args, compute_metrics=self.metrics_of, **kwargs)
+        super().__init__(*args, **kwargs)
         self.tokenizer = tokenizer
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        outputs = model(input_ids=inputs["input_ids"])
-        losses = {name.removesuffix("_loss"): value for name, value in outputs.items() if name.endswith("_loss")}
-        self.track_losses(losses)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Returns no loss, the statistics `(batch, counts)` as predictions, and a placeholder."""
-        input_ids = self._prepare_inputs(inputs)["input_ids"]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits, full = self.accelerator.unwrap_model(model).continuation_logits(input_ids)
-        targets = shift_labels_left(input_ids[:, -logits.shape[1] :])
-        statistics = continuation_statistics(logits, full, targets)
-        return None, statistics, statistics[:, 0]
+    def statistics(self, model: CompressorWithBase, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor]:
+        logits, full = model.continuation_logits(inputs["input_ids"])
+        targets = shift_labels_left(inputs["input_ids"][:, -logits.shape[1] :])
+        return (continuation_statistics(logits, full, targets),)
 
     def metrics_of(self, prediction: EvalPrediction) -> dict[str, float]:
-        return activation_metrics(torch.as_tensor(prediction.predictions))
+        return activation_metrics(torch.as_tensor(prediction.predictions[0]))
 
     def evaluation_loop(self, *args, **kwargs):
         self.identify()

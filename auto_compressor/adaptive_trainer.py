@@ -13,7 +13,7 @@ from transformers.trainer_utils import has_length
 
 from .carried_state import CarriedState, LaneSampler
 from .evaluation.byte_lm import ENTROPY_BIN, byte_lm_metrics, read_windows
-from .trainer_mixin import TrainerMixin
+from .trainer_mixin import StatisticsMixin
 
 
 class ForgetAtEpochs(TrainerCallback):
@@ -26,7 +26,7 @@ class ForgetAtEpochs(TrainerCallback):
         self.trainer.carried = None
 
 
-class ByteLMTrainer(TrainerMixin, Trainer):
+class ByteLMTrainer(StatisticsMixin, Trainer):
     """
     Trains a byte language model, [`AdaptiveByteForCausalLM`] or [`GRUByteForCausalLM`].
 
@@ -39,7 +39,7 @@ class ByteLMTrainer(TrainerMixin, Trainer):
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, compute_metrics=self.metrics_of, **kwargs)
+        super().__init__(*args, **kwargs)
         self.carries = self.model.config.carry_state
         self.carried: CarriedState | None = None
         if self.carries and self.train_dataset is not None and not has_length(self.train_dataset):
@@ -65,28 +65,18 @@ class ByteLMTrainer(TrainerMixin, Trainer):
         if self.carried is not None:
             inputs["past_key_values"] = self.carried.first_rows(len(inputs["input_ids"])).cache
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.track_losses(outputs.losses)
         if self.carries:
             self.carried = CarriedState.after(outputs, inputs["input_ids"], inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Returns no loss, the statistics `(batch, counts)` as predictions, and a placeholder."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            statistics, self.carried = read_windows(
-                model, inputs, self.model.config.window_end_target, self.carries, self.carried
-            )
-        return None, statistics, statistics[:, 0]
+    def statistics(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor]:
+        statistics, self.carried = read_windows(
+            model, inputs, self.model.config.window_end_target, self.carries, self.carried
+        )
+        return (statistics,)
 
     def metrics_of(self, prediction: EvalPrediction) -> dict[str, float | list[int]]:
-        return byte_lm_metrics(torch.as_tensor(prediction.predictions))
+        return byte_lm_metrics(torch.as_tensor(prediction.predictions[0]))
 
     def evaluation_loop(self, *args, **kwargs):
         """Training goes on after it from where it was."""

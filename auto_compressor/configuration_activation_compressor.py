@@ -43,8 +43,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
     """
 
     model_type = "activation_compressor"
-    keys_to_ignore_at_inference = ["past_key_values", "lm_loss", "distillation_loss"]
-    keys_to_ignore_at_inference += ["importance_loss", "contrastive_loss"]
+    keys_to_ignore_at_inference = ["past_key_values", "losses"]
 
     base_model_type: str | None = None
     base_name_or_path: str | None = None

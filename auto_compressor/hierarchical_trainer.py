@@ -3,7 +3,6 @@
 import html
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,13 +12,13 @@ from transformers.integrations import TensorBoardCallback
 
 from .evaluation.reconstruction import reconstruction_metrics, reconstruction_statistics
 from .tokenization_bytes import NUM_BYTES
-from .trainer_mixin import TrainerMixin
+from .trainer_mixin import StatisticsMixin
 
 
 SAMPLES_FILE = "reconstructions.jsonl"
 
 
-class HierarchicalTrainer(TrainerMixin, Trainer):
+class HierarchicalTrainer(StatisticsMixin, Trainer):
     """
     Trains a [`HierarchicalAutoencoder`].
 
@@ -29,30 +28,15 @@ class HierarchicalTrainer(TrainerMixin, Trainer):
     """
 
     def __init__(self, *args, num_samples: int = 4, **kwargs):
-        super().__init__(*args, compute_metrics=self.metrics_of, **kwargs)
+        super().__init__(*args, **kwargs)
         self.num_samples = num_samples
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        self.track_losses(outputs.losses)
-        return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
-        """Returns no loss, the statistics and the codes of every level as predictions, and a placeholder."""
-        inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
-            statistics, codes = reconstruction_statistics(
-                self.accelerator.unwrap_model(model), inputs["input_ids"], inputs["attention_mask"], self.generator
-            )
-        return None, (statistics, *codes), statistics[:, 0]
+    def statistics(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The statistics, and the codes of every level."""
+        statistics, codes = reconstruction_statistics(
+            model, inputs["input_ids"], inputs["attention_mask"], self.generator
+        )
+        return statistics, *codes
 
     def metrics_of(self, prediction: EvalPrediction) -> dict[str, float]:
         statistics, *codes = (torch.as_tensor(array) for array in prediction.predictions)

@@ -54,21 +54,16 @@ class ActivationCompressorOutput(ModelOutput):
     Output of [`ActivationCompressor`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`): The weighted sum of the losses below.
-        lm_loss (`torch.FloatTensor` of shape `(1,)`): Mean cross-entropy of the continuation, in nats.
-        distillation_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Mean KL(full cache || compressed cache) of the continuation, in nats.
-        importance_loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Mean KL(attention of the continuation || learned importance) over the compressed layers, in nats.
-        contrastive_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Mean over the compressed layers, in nats.
+        loss (`torch.FloatTensor`, scalar): The weighted sum of `losses`.
+        losses (`dict[str, torch.FloatTensor]`): Means in nats, those whose weight is above 0:
+            `lm`, cross-entropy of the continuation; `distillation`, KL(full cache || compressed cache) of it;
+            `importance`, KL(attention of the continuation || learned importance); `contrastive`, see
+            [`~activation_losses.contrastive_loss`]. The latter two are over the compressed layers.
         past_key_values (`MergingCache`): The compressed context and the continuation.
     """
 
     loss: torch.FloatTensor | None = None
-    lm_loss: torch.FloatTensor | None = None
-    distillation_loss: torch.FloatTensor | None = None
-    importance_loss: torch.FloatTensor | None = None
-    contrastive_loss: torch.FloatTensor | None = None
+    losses: dict[str, torch.FloatTensor] | None = None
     past_key_values: Cache | None = None
 
 
@@ -296,16 +291,15 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
                 compressed = self._compress_layers(cache, mask[:, :end], budgets, self.merge)
                 contrastive += [self._contrastive_loss(*pair) for pair in compressed]
             logits = read_on(base_model, cache, continuation, attention_mask).logits
-            losses = {"lm_loss": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
+            losses = {"lm": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
             if self.config.distillation_weight > 0 or self.config.importance_weight > 0:
                 if segment_length is not None:
                     full = self._full_cache(base_model, context, attention_mask)
                 losses |= self._losses_to_full_cache(base_model, full, continuation, attention_mask, logits, counted)
         if self.config.contrastive_weight > 0 and contrastive:
-            losses["contrastive_loss"] = torch.stack(contrastive).mean()
-        weights = {name: getattr(self.config, f"{name.removesuffix('_loss')}_weight", 1) for name in losses}
-        loss = sum(weights[name] * losses[name] for name in losses)
-        return ActivationCompressorOutput(loss=loss, **losses, past_key_values=cache)
+            losses["contrastive"] = torch.stack(contrastive).mean()
+        loss = sum(getattr(self.config, f"{name}_weight", 1) * value for name, value in losses.items())
+        return ActivationCompressorOutput(loss=loss, losses=losses, past_key_values=cache)
 
     @torch.no_grad()
     def _full_cache(
@@ -334,11 +328,11 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         with torch.no_grad():
             full_logits = read_on(base_model, cache, continuation, attention_mask).logits
         if self.config.distillation_weight > 0:
-            losses["distillation_loss"] = divergence_loss(logits, full_logits, counted)
+            losses["distillation"] = divergence_loss(logits, full_logits, counted)
         if self.config.importance_weight > 0:
             # The importance at the end of the context, and what the continuation then attended to.
             pairs = [(context, self.layer_state(cache.layers[context.layer_idx], mask, 0)) for context in contexts]
-            losses["importance_loss"] = torch.stack([self._importance_loss(*pair) for pair in pairs]).mean()
+            losses["importance"] = torch.stack([self._importance_loss(*pair) for pair in pairs]).mean()
         return losses
 
     def _importance_loss(self, context: LayerState, later: LayerState) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """What the trainers of all families add to that of transformers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import EvalPrediction
 
 from .muon import muon_with_adamw
 
@@ -64,4 +66,39 @@ class TrainerMixin:
         super().log(logs, start_time)
 
 
-__all__ = ["TrainerMixin"]
+class StatisticsMixin(TrainerMixin):
+    """
+    [`TrainerMixin`] for models whose outputs hold `losses` by name, and whose evaluation counts.
+
+    A trainer says in `statistics` what is counted on a batch, tensors `(batch_size, ...)`, and in `metrics_of` what
+    the figures of all rows are, so that they depend on neither batches nor processes.
+    """
+
+    statistics: Callable[[nn.Module, dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]
+    metrics_of: Callable[[EvalPrediction], dict[str, Any]]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, compute_metrics=self.metrics_of, **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        self.track_losses(outputs.losses)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, tuple[torch.Tensor, ...], torch.Tensor]:
+        """Returns no loss, the statistics as predictions, and a placeholder."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            statistics = self.statistics(self.accelerator.unwrap_model(model), inputs)
+        return None, statistics, statistics[0][:, 0]
+
+
+__all__ = ["StatisticsMixin", "TrainerMixin"]

@@ -451,16 +451,16 @@ def test_losses():
     logits = continue_from(base, compressor, cache, ids, mask)
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     full = base(ids, attention_mask=mask, position_ids=positions).logits[:, 48:]
-    assert_close(outputs.lm_loss, cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 49:].flatten()))
+    assert_close(outputs.losses["lm"], cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 49:].flatten()))
     divergence = kl_div(logits.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="none").sum(-1)
-    assert_close(outputs.distillation_loss, divergence.mean(), **CLOSE)
-    total = outputs.lm_loss + 2 * outputs.distillation_loss
-    assert_close(outputs.loss, total + 3 * outputs.importance_loss + 0.5 * outputs.contrastive_loss)
+    assert_close(outputs.losses["distillation"], divergence.mean(), **CLOSE)
+    total = outputs.losses["lm"] + 2 * outputs.losses["distillation"]
+    assert_close(outputs.loss, total + 3 * outputs.losses["importance"] + 0.5 * outputs.losses["contrastive"])
     labels = ids.clone()
     labels[:, 48:54] = -100
     partial = compressor(base, ids, 48, attention_mask=mask, labels=labels)
-    assert_close(partial.lm_loss, cross_entropy(logits[:, 5:-1].flatten(0, 1), ids[:, 54:].flatten()))
-    assert_close(partial.distillation_loss, divergence[:, 6:].mean(), **CLOSE)
+    assert_close(partial.losses["lm"], cross_entropy(logits[:, 5:-1].flatten(0, 1), ids[:, 54:].flatten()))
+    assert_close(partial.losses["distillation"], divergence[:, 6:].mean(), **CLOSE)
 
 
 def test_weights_of_the_losses():
@@ -471,14 +471,14 @@ def test_weights_of_the_losses():
     for name in (None, *names):
         weights = {f"{other}_weight": int(other == name) for other in names}
         outputs = tiny_compressor(base, **weights)(base, ids, 48)
-        found = {other for other in names if outputs.get(f"{other}_loss") is not None}
-        assert found == {name} - {None} and torch.equal(outputs.lm_loss, full.lm_loss)
-        expected = outputs.lm_loss + sum(full[f"{other}_loss"] for other in found)
+        found = set(outputs.losses) - {"lm"}
+        assert found == {name} - {None} and torch.equal(outputs.losses["lm"], full.losses["lm"])
+        expected = outputs.losses["lm"] + sum(full.losses[other] for other in found)
         assert_close(outputs.loss, expected, **EXACT)
     plain = tiny_compressor(base, compression_ratio=1)(base, ids, 48)
-    assert plain.distillation_loss < 1e-6 and plain.contrastive_loss is None
+    assert plain.losses["distillation"] < 1e-6 and "contrastive" not in plain.losses
     cold, warm = (tiny_compressor(base, contrastive_temperature=t)(base, ids, 48) for t in (0.1, 1.0))
-    assert not torch.equal(cold.contrastive_loss, warm.contrastive_loss)
+    assert not torch.equal(cold.losses["contrastive"], warm.losses["contrastive"])
 
 
 def test_contrastive_loss():
@@ -518,7 +518,7 @@ def test_importance_loss(name):
         log_importance = before + (features @ layer.importance_weight[..., None])[..., 0]
         target = after / after.sum(dim=-1, keepdim=True)
         losses.append(kl_div(log_importance.log_softmax(dim=-1), target, reduction="none").sum(dim=-1).mean())
-    found = compressor(base, ids, 48, attention_mask=mask).importance_loss
+    found = compressor(base, ids, 48, attention_mask=mask).losses["importance"]
     assert_close(found, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -630,7 +630,7 @@ def test_training_lowers_the_loss():
     losses = []
     for _ in range(15):
         outputs = compressor(base, ids, 48)
-        losses.append(outputs.importance_loss)
+        losses.append(outputs.losses["importance"])
         optimizer.zero_grad()
         outputs.loss.backward()
         optimizer.step()
