@@ -203,7 +203,10 @@ class ActivationArguments:
     use_residuals: bool = field(
         default=True, metadata={"help": "Tokens that merging would change most keep slots of their own."}
     )
-    residual_fraction: float = field(default=0.25, metadata={"help": "Share of the slots that go to them."})
+    residual_fraction: float = field(default=0.5, metadata={"help": "Share of the slots that go to them."})
+    residual_importance: float = field(
+        default=0.25, metadata={"help": "Power of the importance in their choice; 0: what merging changes most."}
+    )
     residual_int8: bool = field(default=False, metadata={"help": "Hold these in int8, so that more of them fit."})
     similarity_threshold: float = field(
         default=0.85, metadata={"help": "Cosine to the nearest slot below which a token rather keeps its own."}
@@ -384,7 +387,7 @@ class ByteLMTrainingArguments(OptimArguments):
 class ActivationTrainingArguments(OptimArguments):
     """Everything of [`OptimArguments`], with settings for few parameters and long sequences."""
 
-    max_steps: int = field(default=120, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
+    max_steps: int = field(default=80, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
     num_train_epochs: float = field(
         default=1.0, metadata={"help": "Passes over the text, with --max_steps -1.", "aliases": ["--epochs"]}
     )

@@ -27,10 +27,13 @@ class ActivationCompressorConfig(PreTrainedConfig):
             Relative slots of each compressed layer. They share what equal budgets (the default) would take.
         use_residuals (`bool`, defaults to `True`):
             Whether a part of the slots goes to gated residuals: tokens that merging would change most.
-        residual_fraction (`float`, defaults to 0.25): That part of the slots that are not protected.
+        residual_fraction (`float`, defaults to 0.5): That part of the slots that are not protected.
+        residual_importance (`float`, defaults to 0.25):
+            Power of the importance in their choice. At 0 they are what merging changes most, whether it was looked at
+            or not, which keeps more of what is asked for later; at 1 they follow what was looked at last.
         residual_int8 (`bool`, defaults to `False`): Whether these slots are held in int8, so that more of them fit.
         similarity_threshold (`float`, defaults to 0.85):
-            A token keeps a slot as a residual before others if its key is less similar than this to all slots.
+            Tokens whose keys are less similar than this to all slots rather keep one as residuals.
         adaptive_threshold (`bool`, defaults to `True`):
             Whether this threshold follows the similarity at which the residual slots are just enough.
         threshold_momentum (`float`, defaults to 0.9): What the threshold keeps of its old value at every step.
@@ -59,7 +62,8 @@ class ActivationCompressorConfig(PreTrainedConfig):
     compression_layers: list[int] | None = None
     layer_budgets: list[float | int] | None = None
     use_residuals: bool = True
-    residual_fraction: float | int = 0.25
+    residual_fraction: float | int = 0.5
+    residual_importance: float | int = 0.25
     residual_int8: bool = False
     similarity_threshold: float | int = 0.85
     adaptive_threshold: bool = True
@@ -85,7 +89,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         lowest = {"num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 1, "compression_ratio": 1}
         lowest |= {"num_sinks": 0, "recent_window": 0, "observation_window": 1, "distillation_weight": 0}
-        lowest |= {"importance_weight": 0, "contrastive_weight": 0}
+        lowest |= {"importance_weight": 0, "contrastive_weight": 0, "residual_importance": 0}
         for name, value in lowest.items():
             if not value <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be {value} or more, and finite, got {getattr(self, name)}.")

@@ -43,8 +43,8 @@ from .vector_quantizer import sum_over_processes
 
 # Attention below this counts as this, so that its logarithm is finite.
 LEAST_ATTENTION = 1e-8
-# Added to the score of a residual, so that all that are dissimilar come before all others.
-DISSIMILAR_FIRST = 1000.0
+# How gradually the threshold tells similar tokens from others, in units of cosine.
+THRESHOLD_TEMPERATURE = 0.3
 Policy = Callable[[LayerState, torch.LongTensor], Slots]
 
 
@@ -445,8 +445,9 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             return merged_slots(state, pivots, slot, shares)
         log_residual = residual_norm(state.values, pivots, slot, shares).clamp_min(LEAST_ATTENTION).log()
         log_gate = layer.gate(log_importance.detach(), log_residual)
-        dissimilar = similarity < self._threshold(layer, similarity, members, num_residual)
-        scores = log_importance + (DISSIMILAR_FIRST + log_gate + log_residual) * dissimilar
+        threshold = self._threshold(layer, similarity, members, num_residual)
+        log_apart = nn.functional.logsigmoid((threshold - similarity) / THRESHOLD_TEMPERATURE)
+        scores = self.config.residual_importance * log_importance + log_gate + log_residual + log_apart
         rest = replace(state, log_mass=state.log_mass.masked_fill(~members, EMPTY), protected=state.valid & False)
         residuals = select(rest, scores.detach(), num_residual)
         slots = merged_slots(state, pivots, slot, shares * torch.where(residuals.kept, -log_gate.expm1(), 1))
@@ -477,7 +478,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         members: torch.BoolTensor,
         num_residual: torch.LongTensor,
     ) -> torch.Tensor:
-        """The similarity below which a token rather keeps a slot; adaptive, it is of shape `(batch, heads, 1)`."""
+        """The similarity below which a token rather keeps a slot; if adaptive, of shape `(batch, heads, 1)`."""
         if not self.config.adaptive_threshold:
             return similarity.new_tensor(self.config.similarity_threshold)
         ranked = similarity.masked_fill(~members, torch.inf).sort(dim=-1).values

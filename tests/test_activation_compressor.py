@@ -24,7 +24,12 @@ from transformers import AutoConfig, AutoModel
 from auto_compressor import POLICIES, ActivationCompressor, ActivationCompressorConfig, MergingCache, merging_attention
 from auto_compressor.activation_losses import contrastive_loss
 from auto_compressor.cache_policies import EMPTY, importance
-from auto_compressor.modeling_activation_compressor import LEAST_ATTENTION, frozen, unit_rms
+from auto_compressor.modeling_activation_compressor import (
+    LEAST_ATTENTION,
+    THRESHOLD_TEMPERATURE,
+    frozen,
+    unit_rms,
+)
 
 
 BUDGET = torch.tensor([12, 11])
@@ -79,7 +84,10 @@ def looped_merge(compressor, state, row, head, budget):
         old = layer.threshold * config.threshold_momentum
         threshold = old + (1 - config.threshold_momentum) * nearest.sort().values[num_residual]
     scores = [
-        (s < threshold, weight[t] + (s < threshold) * (gate[t].log() + log_residual[t]))
+        config.residual_importance * weight[t]
+        + gate[t].log()
+        + log_residual[t]
+        + ((threshold - s) / THRESHOLD_TEMPERATURE).sigmoid().log()
         for t, s in zip(members, nearest, strict=True)
     ]
     order = sorted(range(len(members)), key=lambda i: scores[i], reverse=True)
@@ -97,7 +105,8 @@ def looped_merge(compressor, state, row, head, budget):
     [
         {},
         OFF,
-        {"residual_fraction": 0.5},
+        {"residual_fraction": 0.3, "residual_importance": 1},
+        {"residual_fraction": 0.5, "residual_importance": 0},
         {"residual_fraction": 0.5, "adaptive_threshold": False, "similarity_threshold": 0.6},
         {"residual_fraction": 0.5, "adaptive_threshold": False, "similarity_threshold": -1},
         {"residual_fraction": 0.5, "threshold_momentum": 0, "similarity_threshold": -0.5},
@@ -628,7 +637,7 @@ def test_training_lowers_the_loss():
     ids = random_ids(4, 60)
     optimizer = torch.optim.Adam(compressor.parameters(), lr=0.02)
     losses = []
-    for _ in range(15):
+    for _ in range(25):
         outputs = compressor(base, ids, 48)
         losses.append(outputs.losses["importance"])
         optimizer.zero_grad()
@@ -748,6 +757,7 @@ def test_policies_in_the_same_interface(name):
         ({"compression_layers": []}, "`compression_layers`"),
         ({"layer_budgets": [1]}, "`layer_budgets` must give a positive number for each of the 2"),
         ({"layer_budgets": [1, 0]}, "`layer_budgets`"),
+        ({"residual_importance": -1}, "`residual_importance` must be 0 or more"),
         ({"residual_fraction": 1}, "`residual_fraction` must be at least 0 and below 1"),
         ({"threshold_momentum": 1.5}, "`threshold_momentum`"),
         ({"similarity_threshold": 1.5}, "`similarity_threshold` must be in"),

@@ -121,7 +121,8 @@ def test_a_weight_of_0_takes_the_loss_away(name, train_llama):
         ("--layer_budgets 1 2", {"layer_budgets": [1.0, 2.0]}),
         ("--no_use_residuals", {"use_residuals": False}),
         ("--residual_int8", {"residual_int8": True}),
-        ("--residual_fraction 0.5", {"residual_fraction": 0.5}),
+        ("--residual_fraction 0.3", {"residual_fraction": 0.3}),
+        ("--residual_importance 1", {"residual_importance": 1.0}),
         ("--no_adaptive_threshold", {"adaptive_threshold": False}),
         ("--similarity_threshold 0.1", {"similarity_threshold": 0.1}),
         ("--similarity_threshold 0.1 --no_adaptive_threshold", {}),
@@ -221,13 +222,13 @@ def test_two_processes_equal_one(bases, cache_dir, train_llama, tmp_path):
 
 
 def test_training_goes_on_from_a_compressor(train_llama, tmp_path):
-    first = train_llama(*ONE_STEP, "--residual_fraction", 0.5, output_dir=tmp_path / "first")
+    first = train_llama(*ONE_STEP, "--residual_fraction", 0.3, output_dir=tmp_path / "first")
     arguments = ["--compressor_name_or_path", first, *ONE_STEP, "--learning_rate", 0]
     second = train_llama(*arguments, "--contrastive_weight", 0)
     weights, before = weights_in(second), weights_in(first)
     assert all(torch.equal(weights[name], before[name]) for name in before if "threshold" not in name)
     config = ActivationCompressorConfig.from_pretrained(second)
-    assert config.residual_fraction == 0.5 and config.contrastive_weight == 0
+    assert config.residual_fraction == 0.3 and config.contrastive_weight == 0
 
 
 def test_the_frozen_base_has_no_dropout():
