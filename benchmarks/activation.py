@@ -1,6 +1,6 @@
 """A compressed key/value cache beside the full one: bytes held, time to read a text, and time per generated token.
 
-    python benchmarks/activation.py                       # texts of 2,048 to 32,768 tokens, 15 minutes on one thread
+    python benchmarks/activation.py                       # texts of 2,048 to 32,768 tokens, 3 minutes on one thread
     python benchmarks/activation.py --lengths 2048 4096 --ratio 4
 
 The model is a small Llama with random weights, on which neither times nor bytes depend. The full cache is the
