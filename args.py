@@ -397,6 +397,9 @@ class ActivationTrainingArguments(OptimArguments):
     learning_rate: float = field(default=2e-2, metadata={"help": "Learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(default=10, metadata={"help": "Steps of rising learning rate, or their share."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "DDP looks for parameters without effect, as gates with --no_use_residuals."}
+    )
 
 
 @dataclass

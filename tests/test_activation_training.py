@@ -208,14 +208,17 @@ def test_accumulated_batches_equal_one(train_llama, tmp_path):
     assert losses_in(parts)[0]["lm_loss"] == pytest.approx(losses_in(whole)[0]["lm_loss"], rel=1e-4)
 
 
-def test_two_processes_equal_one(bases, cache_dir, train_llama, tmp_path):
-    arguments = ["--do_train", "--do_eval", "--max_steps", 3, "--optim", "sgd", "--max_eval_samples", 3]
+@pytest.mark.parametrize("options", [[], ["--freeze_base", "false", "--no_use_residuals"]], ids=["frozen", "unfrozen"])
+def test_two_processes_equal_one(options, bases, cache_dir, train_llama, tmp_path):
+    arguments = ["--do_train", "--do_eval", "--max_steps", 3, "--optim", "sgd", "--max_eval_samples", 3, *options]
     fixed = ["--model_type", "activation_compressor", "--model_name_or_path", bases["llama"], *SIZES]
     sizes = ["--per_device_eval_batch_size", 1]
     done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *fixed, *arguments, *sizes)
     assert done.returncode == 0, done.stderr
     one = train_llama(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
-    assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-4, atol=1e-6)
+    for folder in ("two", "two/base") if options else ("two",):
+        expected = weights_in(tmp_path / folder.replace("two", "one"))
+        assert_close(weights_in(tmp_path / folder), expected, rtol=1e-4, atol=1e-6)
     assert metrics_of(tmp_path / "two") == {
         name: pytest.approx(value, rel=1e-3, abs=1e-5) for name, value in metrics_of(one).items()
     }
