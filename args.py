@@ -205,7 +205,7 @@ class ActivationArguments:
     )
     residual_fraction: float = field(default=0.5, metadata={"help": "Share of the slots that go to them."})
     residual_importance: float = field(
-        default=0.25, metadata={"help": "Power of the importance in their choice; 0: what merging changes most."}
+        default=0.5, metadata={"help": "Power of the importance in their choice; 0: what merging changes most."}
     )
     residual_int8: bool = field(default=False, metadata={"help": "Hold these in int8, so that more of them fit."})
     similarity_threshold: float = field(

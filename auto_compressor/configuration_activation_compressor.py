@@ -28,7 +28,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
         use_residuals (`bool`, defaults to `True`):
             Whether a part of the slots goes to gated residuals: tokens that merging would change most.
         residual_fraction (`float`, defaults to 0.5): That part of the slots that are not protected.
-        residual_importance (`float`, defaults to 0.25):
+        residual_importance (`float`, defaults to 0.5):
             Power of the importance in their choice. At 0 they are what merging changes most, whether it was looked at
             or not, which keeps more of what is asked for later; at 1 they follow what was looked at last.
         residual_int8 (`bool`, defaults to `False`): Whether these slots are held in int8, so that more of them fit.
@@ -63,7 +63,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
     layer_budgets: list[float | int] | None = None
     use_residuals: bool = True
     residual_fraction: float | int = 0.5
-    residual_importance: float | int = 0.25
+    residual_importance: float | int = 0.5
     residual_int8: bool = False
     similarity_threshold: float | int = 0.85
     adaptive_threshold: bool = True
