@@ -196,6 +196,12 @@ class MergingCache(Cache):
         fork.layers = [copy.copy(layer) for layer in self.layers]
         return fork
 
+    def __deepcopy__(self, memo: dict) -> "MergingCache":
+        # The config stays that of the base model: it says whether slots are weighed.
+        copied = copy.copy(self)
+        copied.layers = copy.deepcopy(self.layers, memo)
+        return copied
+
     def observe(self, num_queries: int):
         """Keeps the last queries of every forward pass from now on, or none (0)."""
         for layer in self.layers:

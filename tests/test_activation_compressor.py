@@ -1,5 +1,6 @@
 """The activation compressor: its rule against loops, its promises against the plain model, its training and files."""
 
+import copy
 import json
 import math
 
@@ -606,6 +607,19 @@ def test_compress_cache():
         for name in ("keys", "values", "log_mass"):
             assert_close(getattr(layer, name), getattr(other, name), **EXACT)
     assert expected.num_slots[0] > compressor.compress(base, ids, mask).num_slots[0]
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, MergingCache.fork])
+def test_copies_go_their_own_way(how):
+    """Also those made outside of `attach`: a compressed prompt is read once and continued many times."""
+    base = tiny_base("llama")
+    compressor, ids = tiny_compressor(base), random_ids(1, 60)
+    cache = compressor.compress(base, ids[:, :50])
+    held = [layer.keys.clone() for layer in cache.layers]
+    logits = [continue_from(base, compressor, how(cache), ids) for _ in range(2)]
+    assert_close(logits[0], logits[1], **EXACT)
+    assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, held, strict=True))
+    assert cache.get_seq_length() == 50
 
 
 def test_compress_cache_refuses():
