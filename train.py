@@ -109,6 +109,8 @@ COMPRESSOR_FIELDS &= {field.name for field in fields(ActivationCompressorConfig)
 SOURCE_OPTIONS = ("model_name_or_path", "tokenizer_name", "cache_dir")
 CONTINUOUS_BLOCK_SIZE = 128
 
+TRACKERS = ("mlflow", "tensorboard", "wandb")
+
 # Fields of a config that makes no summary vectors.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
 
@@ -647,9 +649,17 @@ for config_class in (AdaptiveByteConfig, GRUByteConfig):
     )
 
 
+def check_trackers(training_args: HfTrainingArguments):
+    """Raises a `ValueError` for a tracker of --report_to that is not installed, before the work is done."""
+    for name in training_args.report_to:
+        if name in TRACKERS and importlib.util.find_spec(name) is None:
+            raise ValueError(f'--report_to {name} needs {name}: pip install "auto-compressor[track]"')
+
+
 def run(family: Family, model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments):
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both.")
+    check_trackers(training_args)
     set_seed(training_args.seed)
     trainer = family.make_trainer(model_args, data_args, training_args)
     if training_args.do_train:

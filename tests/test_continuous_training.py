@@ -5,6 +5,7 @@ Run by torchrun, this file is the worker of `test_two_processes_equal_one`.
 
 import ast
 import csv
+import importlib.util
 import json
 import math
 import shutil
@@ -617,3 +618,11 @@ if __name__ == "__main__":
     modeling.sample_normal = fixed_sample
     sys.argv = ["train.py", *json.loads((Path(sys.argv[1]) / "arguments.json").read_text())]
     train.main()
+
+
+def test_a_missing_tracker_ends_in_one_line(main, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else find_spec(name))
+    arguments = ["--model_type", "continuous_text_autoencoder", "--do_train", "--max_steps", 1]
+    with pytest.raises(SystemExit, match='--report_to mlflow needs mlflow: pip install "auto-compressor'):
+        main(*arguments, "--report_to", "mlflow")
