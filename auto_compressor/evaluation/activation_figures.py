@@ -39,7 +39,7 @@ def draw_quality(results: dict[Setting, Fidelity]):
         `matplotlib.figure.Figure`.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, NullLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     measured = [setting for setting in results if setting not in (FULL_CACHE, NO_CONTEXT)]
     modes = list(dict.fromkeys(setting.mode for setting in measured))
@@ -58,7 +58,8 @@ def draw_quality(results: dict[Setting, Fidelity]):
         axes[1, column].xaxis.set(major_formatter=EngFormatter("B", places=1), minor_locator=NullLocator())
     axes[0, 0].set(yscale="log", ylabel="KL to the full cache (nats)")
     axes[0, 0].set_ylim(bottom=max(LEAST_KL, axes[0, 0].get_ylim()[0]))
-    axes[0, 0].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+    ticks = LogLocator(subs=(1, 2, 5), numticks=20)
+    axes[0, 0].yaxis.set(major_locator=ticks, major_formatter="{x:g}", minor_locator=NullLocator())
     axes[1, 0].set_ylabel("top-1 agreement with the full cache")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     return figure
