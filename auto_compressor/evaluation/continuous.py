@@ -21,7 +21,7 @@ STATISTICS += ("nats", "kl_nats", "kl_losses")
 
 
 def mix_bits(keys: torch.LongTensor) -> torch.LongTensor:
-    """A bijection of the 64-bit integers without visible order: SplitMix64 (Steele et al., OOPSLA 2014, figure 12)."""
+    """A bijection of the 64-bit integers without visible order: SplitMix64 (Steele et al., OOPSLA 2014)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         # A right shift of negative numbers would bring in ones.
         keys = (keys ^ (keys >> shift & (1 << 64 - shift) - 1)) * (factor - 2**64 if factor >> 63 else factor)
