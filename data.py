@@ -32,13 +32,13 @@ from transformers.utils import logging
 
 from args import DataTrainingArguments
 from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.evaluation.text_streams import READER_OF_ENDING
 
 
 logger = logging.get_logger("data")
 
 WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
-READER_OF_ENDING = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 MODEL_COLUMNS = ("input_ids", "attention_mask", "labels")
 BLOCK_FEATURES = Features({"input_ids": List(Value("int32"))})
 STREAM_SHUFFLE_BUFFER = 1000

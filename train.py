@@ -425,11 +425,16 @@ def make_hierarchical_trainer(
     )
 
 
+def given_fields(model_args: Any, **required) -> dict[str, Any]:
+    """What is given other than as the default, which needs the `required` fields."""
+    default = type(model_args)(**required)
+    values = {field.name: getattr(model_args, field.name) for field in fields(model_args)}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
 def byte_lm_fields(model_args: AdaptiveByteArguments) -> dict[str, Any]:
     """The fields of the config of a byte language model that are given other than as the default."""
-    values = {field.name: getattr(model_args, field.name) for field in fields(model_args)}
-    default = AdaptiveByteArguments()
-    given = {name: value for name, value in values.items() if value != getattr(default, name)}
+    given = given_fields(model_args)
     thresholds = given.get("meta_uncertainty_threshold", ())
     if len(thresholds) == 1:
         given["meta_uncertainty_threshold"] = thresholds[0]
@@ -503,9 +508,8 @@ def make_byte_lm_trainer(
 
 def compressor_fields(model_args: ActivationArguments) -> dict[str, Any]:
     """The fields of the config of an activation compressor that are given other than as the default."""
-    default = ActivationArguments(model_name_or_path=model_args.model_name_or_path)
-    values = {name: getattr(model_args, name) for name in COMPRESSOR_FIELDS}
-    return {name: value for name, value in values.items() if value != getattr(default, name)}
+    given = given_fields(model_args, model_name_or_path=model_args.model_name_or_path)
+    return {name: value for name, value in given.items() if name in COMPRESSOR_FIELDS}
 
 
 def load_compressor(model_args: ActivationArguments, base_model: PreTrainedModel) -> ActivationCompressor:

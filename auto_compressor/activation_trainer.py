@@ -11,6 +11,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from .configuration_activation_compressor import ActivationCompressorConfig
 from .evaluation.activation import activation_metrics, continuation_statistics
 from .losses import shift_labels_left
+from .merging_cache import merging_attention
 from .modeling_activation_compressor import ActivationCompressor, ActivationCompressorOutput
 from .trainer_mixin import StatisticsMixin
 
@@ -67,7 +68,7 @@ class CompressorWithBase(nn.Module):
             [input_ids.shape[1] - self.continuation_length, self.continuation_length], dim=1
         )
         cache = self.compressor.compress(self.base_model, context, segment_length=self.segment_length)
-        with self.compressor.attach(self.base_model):
+        with merging_attention(self.base_model):
             logits = self.base_model(continuation, past_key_values=cache).logits
         full = self.base_model(input_ids, logits_to_keep=self.continuation_length, use_cache=False).logits
         return logits, full

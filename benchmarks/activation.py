@@ -11,9 +11,7 @@ Needs matplotlib. Writes `activation.csv` and `activation.png` to --output_dir.
 """
 
 import argparse
-import csv
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -21,10 +19,10 @@ import matplotlib
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ActivationCompressor
+from measuring import print_table, seconds, write_rows
 
 
 matplotlib.use("Agg")
@@ -34,12 +32,6 @@ from matplotlib import pyplot as plt  # noqa: E402
 SIZES = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 2048, "max_position_embeddings": 2**17}
 FULL, ONE_SHOT, RECURSIVE = "full cache", "compressed once", "compressed every {} tokens"
-
-
-def seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def cache_bytes(cache: Cache) -> int:
@@ -111,16 +103,6 @@ def measure(
     ]
 
 
-def print_table(title: str, rows: list[dict]):
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "cache" else "right")
-    for row in rows:
-        cells = (f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values())
-        table.add_row(*cells)
-    Console(width=140).print(table)
-
-
 def plot(rows: list[dict], path: Path):
     """Bytes, reading and decoding over the length of the text."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
@@ -152,10 +134,7 @@ def main():
         rows += measure(model, compressor, length, args.segment_length, args.num_tokens)
     print_table(f"Compression {args.ratio:g}x, one thread", rows)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    with (args.output_dir / "activation.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, args.output_dir / "activation.csv")
     plot(rows, args.output_dir / "activation.png")
 
 

@@ -14,21 +14,17 @@ Needs matplotlib; zstd and zpaq (Debian packages) are left out where they are no
 """
 
 import argparse
-import csv
 import lzma
 import os
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -36,6 +32,7 @@ from auto_compressor import AdaptiveByteConfig, GRUByteConfig
 from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from auto_compressor.evaluation.byte_lm import measure_byte_lm
 from auto_compressor.patching import cumulative_borders
+from measuring import in_turn, print_table, write_rows
 
 
 matplotlib.use("Agg")
@@ -144,18 +141,6 @@ def plot_rates(rows: list[dict], path: Path):
 # Speed
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median seconds of every function, all called in turn: what else the machine does slows all of them."""
-    times = [{name: seconds(function) for name, function in functions.items()} for _ in range(repeats + 1)][1:]
-    return {name: sorted(run[name] for run in times)[repeats // 2] for name in functions}
-
-
 def new_models() -> dict[str, PreTrainedModel]:
     torch.manual_seed(0)
     configs = {"adaptive": AdaptiveByteConfig(), "baseline": GRUByteConfig()}
@@ -235,21 +220,6 @@ def row(measure: str, what: str, first: float, second: float) -> dict:
 
 
 # All of it
-
-
-def print_table(title: str, rows: list[dict]):
-    table = Table(*rows[0], title=title)
-    for values in rows:
-        cells = (f"{value:,.4g}" if isinstance(value, float) else str(value or "") for value in values.values())
-        table.add_row(*cells)
-    Console(width=160).print(table)
-
-
-def write_rows(rows: list[dict], path: Path):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def measure_quality(args: argparse.Namespace):

@@ -12,25 +12,22 @@ Needs matplotlib. Writes `continuous.csv`, `continuous_speed.csv` and `continuou
 """
 
 import argparse
-import csv
 import os
 import re
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from auto_compressor import ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
 from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_VALIDATION_TEXT
 from auto_compressor.evaluation.continuous import NOISE_LEVELS, measure_continuous
+from measuring import in_turn, print_table, write_rows
 
 
 matplotlib.use("Agg")
@@ -126,18 +123,6 @@ def plot_quality(rows: list[dict], path: Path):
 # Speed
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median seconds of every function, all called in turn: what else the machine does slows all of them."""
-    times = [{name: seconds(function) for name, function in functions.items()} for _ in range(repeats + 1)][1:]
-    return {name: sorted(run[name] for run in times)[repeats // 2] for name in functions}
-
-
 def new_models() -> dict[str, ContinuousTextAutoencoder]:
     """Both architectures for the bundled tokenizer, of the widths that `RUNS` trains."""
     torch.manual_seed(0)
@@ -174,24 +159,10 @@ def measure_speed(repeats: int = 10) -> list[dict]:
 # All of it
 
 
-def print_table(title: str, rows: list[dict]):
-    table = Table(*rows[0], title=title)
-    for values in rows:
-        table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in values.values()))
-    Console(width=200).print(table)
-
-
-def write_rows(rows: list[dict], path: Path):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def report_quality(args: argparse.Namespace):
     names = track(args.models, "Training and measuring", console=Console(stderr=True))
     rows = [measure(name, train(name, args.output_dir, args.steps)) for name in names]
-    print_table(f"Held-out text after {args.steps:,} steps of {BATCH_SIZE} x {LENGTH} tokens", rows)
+    print_table(f"Held-out text after {args.steps:,} steps of {BATCH_SIZE} x {LENGTH} tokens", rows, width=200)
     suffix = "" if args.steps == DEFAULT_STEPS else f"_{args.steps}"
     write_rows(rows, args.output_dir / f"continuous{suffix}.csv")
     plot_quality(rows, args.output_dir / f"continuous{suffix}.png")

@@ -16,7 +16,6 @@ autoencoder, which is made once for every use, is not counted.
 """
 
 import argparse
-import csv
 import itertools
 import re
 import time
@@ -37,6 +36,7 @@ from transformers.utils import logging
 
 from auto_compressor import ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
 from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT
+from measuring import write_rows
 
 
 VOCAB_SIZE = 2048  # of the bundled tokenizer
@@ -234,13 +234,6 @@ def print_rows(rows: list[dict], title: str):
     for row in rows:
         table.add_row(*(f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=120).print(table)
-
-
-def write_rows(rows: list[dict], path: Path):
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main():

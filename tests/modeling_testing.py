@@ -327,7 +327,9 @@ for name, value in saved["outputs"].items():
 
 class ModelTests:
     """
-    What every model must do. A subclass sets the attributes and overrides `make_inputs` and `expected_shapes`.
+    What every model must do. A subclass sets the attributes and defines `make_inputs(model)`, the arguments of a call
+    that gives a loss and uses every parameter, and `expected_shapes(model, inputs)`, the shape of every tensor of the
+    output by name.
 
     Attributes:
         model_class, output_class: The classes under test; the model class names its config class.
@@ -357,14 +359,6 @@ class ModelTests:
     def to_training(self, model):
         """Puts a model into training mode; a family whose forward pass then changes buffers keeps them fixed."""
         return model.train()
-
-    def make_inputs(self, model) -> dict:
-        """Arguments of a call that gives a loss and uses every parameter."""
-        raise NotImplementedError
-
-    def expected_shapes(self, model, inputs) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor of the output."""
-        raise NotImplementedError
 
     def floats_to(self, inputs, dtype):
         return {

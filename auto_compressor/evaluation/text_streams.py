@@ -82,4 +82,4 @@ def tokenize_rows(
         yield text, token_ids
 
 
-__all__ = ["stream_rows", "tokenize_rows"]
+__all__ = ["READER_OF_ENDING", "stream_rows", "tokenize_rows"]

@@ -1,0 +1,43 @@
+"""What the benchmarks share: timing in turn, and rows as a table and as CSV."""
+
+import csv
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median seconds of every function, all called in turn: what else the machine does slows all of them."""
+    times = [{name: seconds(function) for name, function in functions.items()} for _ in range(repeats + 1)][1:]
+    return {name: sorted(run[name] for run in times)[repeats // 2] for name in functions}
+
+
+def cell(value: float | str | None) -> str:
+    return "" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def print_table(title: str, rows: list[dict], width: int = 160):
+    """One line for each row, numbers to the right."""
+    table = Table(title=title)
+    for column in rows[0]:
+        texts = all(isinstance(row[column], str) for row in rows)
+        table.add_column(column, justify="left" if texts else "right")
+    for row in rows:
+        table.add_row(*(cell(value) for value in row.values()))
+    Console(width=width).print(table)
+
+
+def write_rows(rows: list[dict], path: Path):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
