@@ -57,7 +57,7 @@ def test_flags_exist():
     ]
     known = {flag for group in groups for flag in HfArgumentParser(group)._option_string_actions}
     sources = [path.read_text() for path in (ROOT / "auto_compressor" / "cli").glob("*.py")]
-    sources += [path.read_text() for path in [ROOT / "train.py", *(ROOT / "benchmarks").glob("*.py")]]
+    sources += [path.read_text() for path in [ROOT / "auto_compressor/train.py", *(ROOT / "benchmarks").glob("*.py")]]
     known |= set(re.findall(r'"(--[\w-]+)"', "".join(sources)))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known
 
