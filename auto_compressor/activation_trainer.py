@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from .cache_names import as_cache
 from .configuration_activation_compressor import ActivationCompressorConfig
 from .evaluation.activation import activation_metrics, continuation_statistics
 from .losses import shift_labels_left
@@ -69,7 +70,7 @@ class CompressorWithBase(nn.Module):
         )
         cache = self.compressor.compress(self.base_model, context, segment_length=self.segment_length)
         with merging_attention(self.base_model):
-            logits = self.base_model(continuation, past_key_values=cache).logits
+            logits = self.base_model(continuation, **as_cache(cache)).logits
         full = self.base_model(input_ids, logits_to_keep=self.continuation_length, use_cache=False).logits
         return logits, full
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 from transformers import Cache
-from transformers.utils import ModelOutput
+
+from .cache_names import CacheOutput
 
 
 @dataclass
-class ByteLMOutput(ModelOutput):
+class ByteLMOutput(CacheOutput):
     """
     Output of [`AdaptiveByteForCausalLM`] and [`GRUByteForCausalLM`]. Level 0 is bytes; the units of another level are
     the patches of the level below.
@@ -25,7 +26,7 @@ class ByteLMOutput(ModelOutput):
         entropies (`torch.Tensor` of shape `(batch_size, length)`): Of `encoder_logits`, in nats; 0 for padding.
         hidden_states (`tuple(torch.Tensor)` of shape `(batch_size, units, hidden_size)`): Encoder states of every
             level, or of every layer; zeros behind the last unit of a row.
-        past_key_values (`RecurrentCache`): The states after the last byte.
+        cache (`RecurrentCache`): The states after the last byte.
     """
 
     loss: torch.Tensor | None = None
@@ -35,7 +36,7 @@ class ByteLMOutput(ModelOutput):
     border_masks: tuple[torch.BoolTensor, ...] | None = None
     entropies: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
 
 __all__ = ["ByteLMOutput"]

@@ -63,7 +63,7 @@ class ByteLMTrainer(StatisticsMixin, Trainer):
         if self.carries:
             inputs["use_cache"] = True
         if self.carried is not None:
-            inputs["past_key_values"] = self.carried.first_rows(len(inputs["input_ids"])).cache
+            inputs["cache"] = self.carried.first_rows(len(inputs["input_ids"])).cache
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if self.carries:
             self.carried = CarriedState.after(outputs, inputs["input_ids"], inputs["attention_mask"])

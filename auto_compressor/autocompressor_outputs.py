@@ -6,6 +6,8 @@ import torch
 from transformers import Cache
 from transformers.utils import ModelOutput
 
+from .cache_names import CacheOutput
+
 
 @dataclass
 class SegmentSummary(ModelOutput):
@@ -28,7 +30,7 @@ class SegmentSummary(ModelOutput):
 
 
 @dataclass
-class AutoCompressorOutput(ModelOutput):
+class AutoCompressorOutput(CacheOutput):
     r"""
     Output of an AutoCompressor.
 
@@ -39,7 +41,7 @@ class AutoCompressorOutput(ModelOutput):
             Logits of the text tokens of all segments; `None` with `skip_logits=True`.
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_dim)`):
             What the head reads: the last hidden states at the text tokens of all segments.
-        past_key_values (`SoftpromptCache`, *optional*, returned with `use_cache=True`):
+        cache (`SoftpromptCache`, *optional*, returned with `use_cache=True`):
             Keys and values of the last segment, its softprompt included.
         softprompt (`torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`):
             Summary vectors after the last segment; `softprompt_length` is 0 if there are none.
@@ -60,7 +62,7 @@ class AutoCompressorOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     softprompt: torch.FloatTensor | None = None
     softprompt_attention_mask: torch.Tensor | None = None
     summaries: tuple[SegmentSummary, ...] | None = None

@@ -103,8 +103,8 @@ def predictions(model: PreTrainedModel, streams: torch.ByteTensor, window: int) 
         if window and end - first > window:
             cache, first, read = None, end - window // 2, end - window // 2
         input_ids = streams[:, read:end].long().to(model.device)
-        output = model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, read = output.past_key_values, end
+        output = model(input_ids, cache=cache, use_cache=True, logits_to_keep=1)
+        cache, read = output.cache, end
         yield output.logits[:, -1, :NUM_BYTES].double().softmax(dim=-1).cpu()
 
 

@@ -112,7 +112,7 @@ def check_input(
         )
     rows, length = input_ids.shape
     if cached_rows not in (None, rows):
-        raise ValueError(f"`past_key_values` must have the {rows} rows of `input_ids`, it has {cached_rows}.")
+        raise ValueError(f"`cache` must have the {rows} rows of `input_ids`, it has {cached_rows}.")
     shapes = ((rows, length), (rows, num_seen + length))
     if attention_mask is not None and attention_mask.shape not in shapes:
         raise ValueError(

@@ -55,9 +55,9 @@ class CarriedState:
         last = attention_mask.sum(dim=1, keepdim=True) - 1
         ended = input_ids.gather(1, last)[:, 0] == NUM_BYTES
         logits = outputs.logits.detach().take_along_dim(last[..., None], dim=1)[:, 0]
-        for layer in outputs.past_key_values.layers:
+        for layer in outputs.cache.layers:
             layer.remember(**{name: without_rows(state, ended) for name, state in layer.states.items()})
-        return cls(outputs.past_key_values, without_rows(logits, ended))
+        return cls(outputs.cache, without_rows(logits, ended))
 
     def first_rows(self, num_rows: int) -> "CarriedState":
         """That of the first windows: the last batch may be smaller."""

@@ -46,7 +46,7 @@ class ActivationCompressorConfig(PreTrainedConfig):
     """
 
     model_type = "activation_compressor"
-    keys_to_ignore_at_inference = ["past_key_values", "losses"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "losses"]
 
     base_model_type: str | None = None
     base_name_or_path: str | None = None

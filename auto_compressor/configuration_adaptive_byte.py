@@ -45,6 +45,7 @@ class AdaptiveByteConfig(PreTrainedConfig):
 
     model_type = "adaptive_byte"
     keys_to_ignore_at_inference = [
+        "cache",
         "past_key_values",
         "encoder_logits",
         "losses",

@@ -40,6 +40,7 @@ class AutoCompressorConfigMixin:
     base_model_type: ClassVar[str]
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "last_hidden_state",
+        "cache",
         "past_key_values",
         "softprompt",
         "softprompt_attention_mask",

@@ -21,7 +21,7 @@ class GRUByteConfig(PreTrainedConfig):
     """
 
     model_type = "gru_byte"
-    keys_to_ignore_at_inference = ["past_key_values", "losses", "hidden_states"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "losses", "hidden_states"]
 
     vocab_size: int = 257
     hidden_size: int = 128

@@ -3,11 +3,12 @@
 import torch
 from transformers import GenerationConfig
 
+from .cache_names import TakesCacheMixin, as_cache, cache_in, takes_cache
 from .input_checks import check_control_tokens
 from .segments import append_sum_tokens, resolve_segment_lengths
 
 
-class AutoCompressorGenerationMixin:
+class AutoCompressorGenerationMixin(TakesCacheMixin):
     """`generate(softprompt=..., segment_lengths=...)`, in front of [`~transformers.GenerationMixin`]."""
 
     def generate(
@@ -46,9 +47,9 @@ class AutoCompressorGenerationMixin:
             softprompt = softprompt.expand(prompt.shape[0], -1, -1)
         if prompt is not None and softprompt_attention_mask is not None and softprompt_attention_mask.shape[0] == 1:
             softprompt_attention_mask = softprompt_attention_mask.expand(prompt.shape[0], -1)
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if segment_lengths is not None and cache is not None and cache.get_seq_length() > 0:
-            raise ValueError("`segment_lengths` must be None where `past_key_values` holds text: it cuts a new text.")
+            raise ValueError("`segment_lengths` must be None where `cache` holds text: it cuts a new text.")
         if prompt is not None and segment_lengths is not None:
             segment_lengths = resolve_segment_lengths(segment_lengths, prompt.shape[1])
         if self.config.variable_length:
@@ -65,15 +66,14 @@ class AutoCompressorGenerationMixin:
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, inputs_embeds=None, segment_lengths=None, **kwargs
-    ):
+    @takes_cache
+    def prepare_inputs_for_generation(self, input_ids, cache=None, inputs_embeds=None, segment_lengths=None, **kwargs):
         inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+            input_ids, **as_cache(cache), inputs_embeds=inputs_embeds, **kwargs
         )
         # `generate` counts positions across segments.
         inputs["position_ids"] = None
-        if segment_lengths is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
+        if segment_lengths is not None and (cache is None or cache.get_seq_length() == 0):
             text = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
             lengths = segment_lengths[:-1] + [text.shape[1] - sum(segment_lengths[:-1])]
             if self.config.variable_length:

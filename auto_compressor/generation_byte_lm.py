@@ -4,13 +4,14 @@ import torch
 from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from .byte_rows import ByteRows, check_input, next_token_targets
+from .cache_names import TakesCacheMixin
 from .code_tokens import token_losses
 from .gru_block import init_as_torch
 from .recurrent_cache import RecurrentCache
 from .vector_quantizer import masked_mean
 
 
-class RecurrentByteLM(PreTrainedModel, GenerationMixin):
+class RecurrentByteLM(TakesCacheMixin, PreTrainedModel, GenerationMixin):
     """A causal language model over bytes whose past is the states of recurrent layers."""
 
     accepts_loss_kwargs = False  # the Trainer divides the loss by accumulation steps
@@ -24,23 +25,23 @@ class RecurrentByteLM(PreTrainedModel, GenerationMixin):
 
     def open_cache(
         self,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         num_layers: int,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None,
         labels: torch.LongTensor | None,
     ) -> RecurrentCache:
         """Returns the states to go on from, empty ones if there are none, once all arguments are found to fit."""
-        if past_key_values is None:
-            past_key_values = RecurrentCache(num_layers)
-        if not isinstance(past_key_values, RecurrentCache) or len(past_key_values) != num_layers:
+        if cache is None:
+            cache = RecurrentCache(num_layers)
+        if not isinstance(cache, RecurrentCache) or len(cache) != num_layers:
             raise ValueError(
-                f"`past_key_values` must be a RecurrentCache with {num_layers} layers, as a call of this model"
-                f" returns, got {past_key_values}."
+                f"`cache` must be a RecurrentCache with {num_layers} layers, as a call of this model"
+                f" returns, got {cache}."
             )
-        num_seen, cached_rows = past_key_values.get_seq_length(), past_key_values.batch_size
+        num_seen, cached_rows = cache.get_seq_length(), cache.batch_size
         check_input(input_ids, attention_mask, labels, num_seen, cached_rows)
-        return past_key_values
+        return cache
 
     def byte_loss(self, logits: torch.Tensor, labels: torch.LongTensor, rows: ByteRows) -> torch.Tensor:
         """

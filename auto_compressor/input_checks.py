@@ -63,7 +63,7 @@ def check_softprompt(
 def check_segments(asked: int | list[int] | None, lengths: list[int], cached_length: int, limit: int | None):
     """Raises a `ValueError` for a segment of more than `limit` tokens, or lengths asked for where a cache goes on."""
     if cached_length and asked is not None:
-        raise ValueError("`segment_lengths` must be None where `past_key_values` holds text: it cuts a new text.")
+        raise ValueError("`segment_lengths` must be None where `cache` holds text: it cuts a new text.")
     longest = cached_length + max(lengths)
     if limit is not None and longest > limit:
         raise ValueError(

@@ -18,6 +18,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .cache_names import cache_in
+
 
 MERGING_ATTENTION = {"eager": "merging_eager", "sdpa": "merging_sdpa"}
 BASES = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
@@ -169,7 +171,7 @@ class MergingLayer(DynamicLayer):
 
 class MergingCache(Cache):
     """
-    A cache of [`MergingLayer`]s, for `model(..., past_key_values=cache)` and `model.generate` within
+    A cache of [`MergingLayer`]s, for `model(..., cache=cache)` and `model.generate` within
     [`merging_attention`]. `get_seq_length()` is the number of tokens that were read.
 
     Args:
@@ -280,7 +282,7 @@ def merging_attention_forward(
 
 def pass_slots(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook: gives the slots of its layer to the attention, as an argument."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_in(kwargs)
     return args, kwargs | {"slots": cache.layers[module.layer_idx]} if isinstance(cache, MergingCache) else kwargs
 
 

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .activation_losses import contrastive_loss, divergence_loss, importance_loss
+from .cache_names import CacheOutput, as_cache, takes_cache
 from .cache_policies import (
     EMPTY,
     LayerState,
@@ -49,7 +50,7 @@ Policy = Callable[[LayerState, torch.LongTensor], Slots]
 
 
 @dataclass
-class ActivationCompressorOutput(ModelOutput):
+class ActivationCompressorOutput(CacheOutput):
     r"""
     Output of [`ActivationCompressor`].
 
@@ -59,12 +60,12 @@ class ActivationCompressorOutput(ModelOutput):
             `lm`, cross-entropy of the continuation; `distillation`, KL(full cache || compressed cache) of it;
             `importance`, KL(attention of the continuation || learned importance); `contrastive`, see
             [`~activation_losses.contrastive_loss`]. The latter two are over the compressed layers.
-        past_key_values (`MergingCache`): The compressed context and the continuation.
+        cache (`MergingCache`): The compressed context and the continuation.
     """
 
     loss: torch.FloatTensor | None = None
     losses: dict[str, torch.FloatTensor] | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
 
 
 class LayerCompressor(nn.Module):
@@ -119,7 +120,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     >>> compressor = ActivationCompressor.from_base(model, compression_ratio=4)
     >>> with compressor.attach(model):
     ...     cache = compressor.compress(model, input_ids[:, :-1])
-    ...     output_ids = model.generate(input_ids, past_key_values=cache)
+    ...     output_ids = model.generate(input_ids, cache=cache)
     >>> cache.num_bytes
     ```"""
 
@@ -180,6 +181,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         with merging_attention(base_model):
             yield base_model
 
+    @takes_cache
     @torch.no_grad()
     def compress(
         self,
@@ -189,7 +191,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         segment_length: int | None = None,
         compression_ratio: float | None = None,
         policy: Policy | None = None,
-        past_key_values: MergingCache | None = None,
+        cache: MergingCache | None = None,
     ) -> MergingCache:
         r"""
         Reads a text into a compressed cache.
@@ -198,21 +200,21 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             base_model (`PreTrainedModel`): The model that this compressor belongs to.
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The text.
             attention_mask (`torch.Tensor` of shape `(batch_size, seen_length + sequence_length)`, *optional*):
-                0 for padding, which must stand on the left; over the tokens in `past_key_values` too.
+                0 for padding, which must stand on the left; over the tokens in `cache` too.
             segment_length (`int`, *optional*):
                 The cache is compressed whenever so many tokens were read, so that it never holds more than its slots
                 and these. Default: once, after the whole text.
             compression_ratio (`float`, *optional*): Default: that of the config, or its `num_slots`.
             policy (`Callable`, *optional*): What to do with a layer, see `cache_policies`. Default: [`merge`].
-            past_key_values (`MergingCache`, *optional*): What was read before, which the text continues.
+            cache (`MergingCache`, *optional*): What was read before, which the text continues.
 
         Returns:
-            [`MergingCache`], for `base_model(..., past_key_values=cache)` within [`attach`].
+            [`MergingCache`], for `base_model(..., cache=cache)` within [`attach`].
 
         Raises:
             ValueError: if a text is so short that its slots are fewer than sinks and recent window, and as [`attach`].
         """
-        cache = MergingCache(base_model.config) if past_key_values is None else past_key_values
+        cache = MergingCache(base_model.config) if cache is None else cache
         mask = left_padding_mask(attention_mask, input_ids, cache.get_seq_length())
         budgets = self.budgets(mask.sum(dim=1), compression_ratio)
         with self.attach(base_model):
@@ -299,7 +301,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         if self.config.contrastive_weight > 0 and contrastive:
             losses["contrastive"] = torch.stack(contrastive).mean()
         loss = sum(getattr(self.config, f"{name}_weight", 1) * value for name, value in losses.items())
-        return ActivationCompressorOutput(loss=loss, losses=losses, past_key_values=cache)
+        return ActivationCompressorOutput(loss=loss, losses=losses, cache=cache)
 
     @torch.no_grad()
     def _full_cache(
@@ -555,7 +557,7 @@ def read_on(
         attention_mask = attention_mask[:, :end]
         position_ids = positions(attention_mask)[:, start:]
     text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-    return model(**text, past_key_values=cache, use_cache=True)
+    return model(**text, **as_cache(cache), use_cache=True)
 
 
 def positions(mask: torch.Tensor) -> torch.LongTensor:

@@ -18,6 +18,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .adaptive_outputs import ByteLMOutput
 from .byte_rows import ByteRows, following_units, last_units
+from .cache_names import takes_cache
 from .code_tokens import at_least_float32
 from .configuration_adaptive_byte import AdaptiveByteConfig
 from .generation_byte_lm import RecurrentByteLM, kept_columns
@@ -236,13 +237,14 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
             raise ValueError("`border_mode` teacher_forced cannot generate: borders depend on bytes that follow.")
         return super().prepare_inputs_for_generation(*args, **kwargs)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
@@ -256,18 +258,18 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
                 may also cover all that the cache has seen in front.
             labels (`torch.LongTensor` of shape `(batch_size, length)`, *optional*): Usually `input_ids`; shifted here.
                 -100 is left out of the next-byte losses.
-            past_key_values (`RecurrentCache`, *optional*): From an earlier call; it is changed. No gradient passes it.
+            cache (`RecurrentCache`, *optional*): From an earlier call; it is changed. No gradient passes it.
             use_cache (`bool`, *optional*): Whether to return it (default: as in the config).
             logits_to_keep (`int` or `torch.LongTensor`, defaults to 0): Only the last columns of all logits, or those
                 of an index; 0 for all.
             output_hidden_states (`bool`, *optional*): Whether to return the states of every level.
 
         Raises:
-            ValueError: if an argument has another shape or dtype, `past_key_values` is another kind of cache or has
+            ValueError: if an argument has another shape or dtype, `cache` is another kind of cache or has
                 other rows, or a cache is used with the border mode `"teacher_forced"`.
         """
-        use_cache = self.check_cache(past_key_values, use_cache)
-        cache = self.open_cache(past_key_values, len(self.levels), input_ids, attention_mask, labels)
+        use_cache = self.check_cache(cache, use_cache)
+        cache = self.open_cache(cache, len(self.levels), input_ids, attention_mask, labels)
         rows = ByteRows.from_input(input_ids, attention_mask)
         readings: list[LevelReading] = []
         decoded = self.run_level(0, rows.tokens, rows.lengths, cache, readings)
@@ -284,17 +286,17 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
             border_masks=self.border_masks(rows, readings),
             entropies=rows.to_columns(lowest.scores.detach().masked_fill(~lowest.mask, 0.0)),
             hidden_states=self.hidden_states(rows, readings) if show_states else None,
-            past_key_values=cache if use_cache else None,
+            cache=cache if use_cache else None,
         )
 
-    def check_cache(self, past_key_values: Cache | None, use_cache: bool | None) -> bool:
+    def check_cache(self, cache: Cache | None, use_cache: bool | None) -> bool:
         """Whether to return a cache; a `ValueError` where the border mode has none."""
         if self.config.border_mode != "teacher_forced":
             return self.config.use_cache if use_cache is None else use_cache
         logger.warning_once("`border_mode` teacher_forced leaks the future: borders depend on bytes that follow.")
-        if past_key_values is not None or use_cache:
+        if cache is not None or use_cache:
             raise ValueError(
-                "`border_mode` teacher_forced works without `past_key_values` and `use_cache` only: borders depend on"
+                "`border_mode` teacher_forced works without `cache` and `use_cache` only: borders depend on"
                 " bytes that follow."
             )
         return False

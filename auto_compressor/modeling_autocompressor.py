@@ -35,6 +35,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
+from .cache_names import as_cache, takes_cache
 from .configuration_autocompressor import (
     GemmaAutoCompressorConfig,
     LlamaAutoCompressorConfig,
@@ -280,7 +281,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             inputs_embeds=embeds,
             attention_mask=None if is_plain else self._attention_mask(key_weights, embeds.shape[1], dtype),
             position_ids=torch.cat([*new_positions, positions[2][:, : summary.shape[1]]], dim=1),
-            past_key_values=cache,
+            **as_cache(cache),
             use_cache=cache is not None,
             **kwargs,
         )
@@ -357,7 +358,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 inputs_embeds=state,
                 attention_mask=self._attention_mask(key_weights, 1, state.dtype),
                 position_ids=position,
-                past_key_values=cache,
+                **as_cache(cache),
                 use_cache=True,
             ).last_hidden_state
             goes_on = survives(self.stop_head(state)[:, 0])
@@ -439,13 +440,14 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 softprompt_attention_mask = detach_first(softprompt_attention_mask, num_old)
             yield output
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -468,7 +470,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 1 for text tokens, 0 for padding: over the text only, the cached text included, never the softprompt.
             position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Position of every text token within the text of its segment, from 0. By default counted from the mask.
-            past_key_values (`Cache`, *optional*):
+            cache (`Cache`, *optional*):
                 Cache of an earlier call, to continue its last segment. It remembers the softprompt.
             inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_dim)`, *optional*):
                 Embeddings of the text, in place of `input_ids`.
@@ -517,7 +519,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             check_control_tokens(self.config, input_ids)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         check_position_ids(position_ids, inputs_embeds)
-        cache = self._prepare_cache(past_key_values, use_cache)
+        cache = self._prepare_cache(cache, use_cache)
         if cache is not None and not cache.is_empty:
             softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
         softprompt, softprompt_attention_mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
@@ -559,7 +561,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             loss=loss,
             logits=logits,
             last_hidden_state=last_hidden_state,
-            past_key_values=cache,
+            cache=cache,
             softprompt=softprompt,
             softprompt_attention_mask=softprompt_attention_mask,
             summaries=tuple(segment.summary for segment in segments if segment.summary is not None),
@@ -680,15 +682,15 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     def _text_embeds(self, input_ids, inputs_embeds) -> torch.Tensor:
         return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
-    def _prepare_cache(self, past_key_values: Cache | None, use_cache: bool) -> SoftpromptCache | None:
+    def _prepare_cache(self, cache: Cache | None, use_cache: bool) -> SoftpromptCache | None:
         """Returns the cache to continue or to fill, if any; transformers' gradient checkpointing drops caches."""
-        if past_key_values is None and not use_cache:
+        if cache is None and not use_cache:
             return None
-        cache = SoftpromptCache.from_cache(past_key_values)
+        cache = SoftpromptCache.from_cache(cache)
         if not drops_caches(self):
             return cache
         if not cache.is_empty:
-            raise ValueError("`past_key_values` cannot be continued in training with gradient checkpointing.")
+            raise ValueError("`cache` cannot be continued in training with gradient checkpointing.")
         return None
 
 

@@ -8,6 +8,7 @@ from transformers.utils import can_return_tuple
 
 from .adaptive_outputs import ByteLMOutput
 from .byte_rows import ByteRows
+from .cache_names import takes_cache
 from .configuration_gru_byte import GRUByteConfig
 from .generation_byte_lm import RecurrentByteLM, kept_columns
 from .gru_block import GRUBlock
@@ -50,19 +51,20 @@ class GRUByteForCausalLM(RecurrentByteLM):
         """Parameters without those that do nothing."""
         return self.num_parameters() - self.padding_parameters.numel()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> ByteLMOutput:
         """Arguments and errors as in [`AdaptiveByteForCausalLM.forward`]."""
-        cache = self.open_cache(past_key_values, len(self.blocks), input_ids, attention_mask, labels)
+        cache = self.open_cache(cache, len(self.blocks), input_ids, attention_mask, labels)
         rows = ByteRows.from_input(input_ids, attention_mask)
         hidden_states = [self.embed_tokens(rows.tokens)]
         for block, layer in zip(self.blocks, cache.layers, strict=True):
@@ -78,7 +80,7 @@ class GRUByteForCausalLM(RecurrentByteLM):
             logits=kept_columns(rows.to_columns(logits), logits_to_keep),
             losses=None if loss is None else {"byte_decoder": loss},
             hidden_states=tuple(map(rows.states_in_columns, hidden_states)) if show_states else None,
-            past_key_values=cache if use_cache or (use_cache is None and self.config.use_cache) else None,
+            cache=cache if use_cache or (use_cache is None and self.config.use_cache) else None,
         )
 
 

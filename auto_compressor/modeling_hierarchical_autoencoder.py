@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from .cache_names import TakesCacheMixin, as_cache, takes_cache
 from .code_tokens import (
     at_least_float32,
     codes_from_tokens,
@@ -317,7 +318,7 @@ class CodeExpander(HierarchicalPreTrainedModel):
         return symbols, lengths
 
 
-class CodeSequenceTransformer(LlamaForCausalLM):
+class CodeSequenceTransformer(TakesCacheMixin, LlamaForCausalLM):
     """
     A language model over codes, for `generate` too: a Llama whose tokens are, in turn, a code of every codebook, with
     one more token in front of and behind a text.
@@ -367,12 +368,13 @@ class CodeSequenceTransformer(LlamaForCausalLM):
         ended = (tokens == end).unflatten(1, (-1, depth))[..., :1].cummax(dim=1).values
         return codes_from_tokens(tokens, size, depth).masked_fill(ended, -1).transpose(1, 2)
 
+    @takes_cache
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -382,13 +384,13 @@ class CodeSequenceTransformer(LlamaForCausalLM):
         """As [`LlamaForCausalLM.forward`]; tokens of another codebook than the one that is due have no probability."""
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(seen, seen + inputs.shape[1], device=inputs.device)[None]
         outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **as_cache(cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,

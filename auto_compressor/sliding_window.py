@@ -14,6 +14,8 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
+from .cache_names import as_cache, takes_cache
+
 
 def sliding_window_mask(group_ids: torch.LongTensor, window: int, dtype: torch.dtype) -> torch.Tensor:
     """
@@ -58,12 +60,13 @@ class SlidingWindowAttention(LlamaAttention):
     block and the one before.
     """
 
+    @takes_cache
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, None]:
         """
@@ -71,15 +74,15 @@ class SlidingWindowAttention(LlamaAttention):
             hidden_states (`torch.Tensor` of shape `(batch_size, length, hidden_size)`)
             position_embeddings: Cosine and sine, each `(batch_size, length, head_dim)`.
             attention_mask: [`sliding_window_mask`]. Not needed with a cache.
-            past_key_values (`Cache`, *optional*): Then one position at a time is read, which sees all of the cache:
+            cache (`Cache`, *optional*): Then one position at a time is read, which sees all of the cache:
                 who calls keeps it within the window.
         """
         batch_size, length, _ = hidden_states.shape
         states = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (state.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for state in states)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         else:
             block = attention_mask.shape[-2]
             query, (_, key), (_, value) = (
@@ -153,14 +156,12 @@ class SlidingWindowTransformer(nn.Module):
             hidden_states = layer(hidden_states, attention_mask=mask, position_embeddings=position_embeddings)
         return hidden_states
 
-    def step(self, hidden_states: torch.Tensor, past_key_values: Cache, position: int) -> torch.Tensor:
+    def step(self, hidden_states: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
         """One position `(batch_size, 1, hidden_size)` behind those of the cache, which sees all of them."""
         position_ids = torch.full((1, 1), position, device=hidden_states.device)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, past_key_values=past_key_values, position_embeddings=position_embeddings
-            )
+            hidden_states = layer(hidden_states, **as_cache(cache), position_embeddings=position_embeddings)
         return hidden_states
 
 

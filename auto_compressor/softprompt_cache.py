@@ -38,9 +38,9 @@ class SoftpromptCache(DynamicCache):
         if isinstance(cache, cls):
             return cache
         if isinstance(cache, StaticCache):
-            raise ValueError("`past_key_values` must be able to grow: pass a DynamicCache, not a StaticCache.")
+            raise ValueError("`cache` must be able to grow: pass a DynamicCache, not a StaticCache.")
         if cache is not None and not isinstance(cache, Cache):
-            raise ValueError(f"`past_key_values` must be a Cache, got {type(cache).__name__}.")
+            raise ValueError(f"`cache` must be a Cache, got {type(cache).__name__}.")
         if cache is None:
             return cls()
         softprompt_cache = cls.__new__(cls)

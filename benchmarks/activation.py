@@ -22,6 +22,7 @@ from rich.progress import track
 from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ActivationCompressor
+from auto_compressor.cache_names import as_cache
 from measuring import print_table, seconds, write_rows
 
 
@@ -45,7 +46,7 @@ def cache_bytes(cache: Cache) -> int:
 
 def read_full(model: LlamaForCausalLM, ids: torch.LongTensor) -> DynamicCache:
     cache = DynamicCache(config=model.config)
-    model.model(ids, past_key_values=cache)
+    model.model(ids, **as_cache(cache))
     return cache
 
 
@@ -73,10 +74,10 @@ def decode_times(
     """Median seconds per token, all caches in turn."""
     token, found = torch.zeros(1, 1, dtype=torch.long), {name: [] for name in caches}
     for _ in range(num_tokens):
-        found[FULL].append(seconds(lambda: model(token, past_key_values=caches[FULL])))
+        found[FULL].append(seconds(lambda: model(token, **as_cache(caches[FULL]))))
         with compressor.attach(model):
             for name in list(caches)[1:]:
-                found[name].append(seconds(lambda name=name: model(token, past_key_values=caches[name])))
+                found[name].append(seconds(lambda name=name: model(token, **as_cache(caches[name]))))
     return {name: median(times[2:]) for name, times in found.items()}
 
 

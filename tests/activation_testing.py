@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from auto_compressor import ActivationCompressor
+from auto_compressor.cache_names import as_cache
 from auto_compressor.cache_policies import EMPTY, LayerState, protected_tokens
 
 
@@ -90,7 +91,7 @@ def continue_from(base, compressor, cache, input_ids, attention_mask=None):
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)[:, seen:]
     with compressor.attach(base), torch.no_grad():
         outputs = base(
-            input_ids[:, seen:], attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache
+            input_ids[:, seen:], attention_mask=attention_mask, position_ids=position_ids, **as_cache(cache)
         )
     return outputs.logits
 

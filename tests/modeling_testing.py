@@ -552,13 +552,13 @@ class CausalLMTests(ModelTests):
         for settings in self.unpadded_settings(model, 2):
             given = {"attention_mask": mask} if padded else {}
             expected = model(ids, use_cache=False, **given, **settings)
-            assert expected.past_key_values is None
+            assert expected.cache is None
             cache, logits, seen = None, [], 0
             for piece in ids.split(chunks, dim=1):
                 seen += piece.shape[1]
                 given = {"attention_mask": mask[:, :seen]} if padded else {}
-                outputs = model(piece, past_key_values=cache, use_cache=True, **given, **settings)
-                cache = outputs.past_key_values
+                outputs = model(piece, cache=cache, use_cache=True, **given, **settings)
+                cache = outputs.cache
                 logits.append(outputs.logits)
             where = mask.bool()
             assert_close(torch.cat(logits, dim=1)[where], expected.logits[where], **DOUBLE)

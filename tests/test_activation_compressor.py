@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel
 
 from auto_compressor import POLICIES, ActivationCompressor, ActivationCompressorConfig, MergingCache, merging_attention
 from auto_compressor.activation_losses import contrastive_loss
+from auto_compressor.cache_names import as_cache
 from auto_compressor.cache_policies import EMPTY, importance
 from auto_compressor.modeling_activation_compressor import (
     LEAST_ATTENTION,
@@ -201,7 +202,7 @@ def test_generate_at_ratio_1(name, beams):
     with compressor.attach(base):
         cache = compressor.compress(base, ids[:, :-1], mask[:, :-1])
         cache.batch_repeat_interleave(beams)
-        found = base.generate(ids, past_key_values=cache, **kwargs)
+        found = base.generate(ids, **as_cache(cache), **kwargs)
     assert torch.equal(found, base.generate(ids, **kwargs))
 
 
@@ -217,16 +218,16 @@ def test_generate_from_a_quarter(name, beams):
     with compressor.attach(base), torch.no_grad():
         cache = compressor.compress(base, ids[:, :-1], mask[:, :-1])
         cache.batch_repeat_interleave(beams)
-        found = base.generate(ids, attention_mask=mask, past_key_values=cache, **kwargs)
+        found = base.generate(ids, attention_mask=mask, **as_cache(cache), **kwargs)
         for index, row in enumerate(rows):
             cache = compressor.compress(base, row[:, :-1])
             cache.batch_repeat_interleave(beams)
-            alone = base.generate(row, past_key_values=cache, **kwargs)
+            alone = base.generate(row, **as_cache(cache), **kwargs)
             assert torch.equal(alone[0, -6:], found[index, -6:])
             if beams == 1:
                 cache, token, tokens = compressor.compress(base, row[:, :-1]), row[:, -1:], []
                 for _ in range(6):
-                    token = base(token, past_key_values=cache).logits[:, -1:].argmax(dim=-1)
+                    token = base(token, **as_cache(cache)).logits[:, -1:].argmax(dim=-1)
                     tokens.append(int(token))
                 assert tokens == alone[0, -6:].tolist()
 
@@ -306,7 +307,7 @@ def test_bytes_held(name, ratio, fields, policy):
     compressor = tiny_compressor(base, compression_ratio=ratio, **fields)
     cache = compressor.compress(base, random_ids(2, 96), policy=policy and POLICIES[policy])
     full = MergingCache(base.config)
-    base(random_ids(2, 96), past_key_values=full)
+    base(random_ids(2, 96), **as_cache(full))
     assert full.num_bytes / cache.num_bytes >= ratio
     # Not by more than the rounding to slots, and to those in int8.
     slot = 2 * 2 * sum(layer.keys.shape[1] * (2 * layer.keys.shape[-1] + 1) * 4 for layer in full.layers) / 2
@@ -359,7 +360,7 @@ def test_a_text_in_two_calls(name):
     ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 40, seed=1)], "left")
     once = compressor.compress(base, ids[:, :48], mask[:, :48], segment_length=24)
     twice = compressor.compress(base, ids[:, :24], mask[:, :24])
-    again = compressor.compress(base, ids[:, 24:48], mask[:, :48], past_key_values=twice)
+    again = compressor.compress(base, ids[:, 24:48], mask[:, :48], cache=twice)
     assert again is twice
     expected = continue_from(base, compressor, once, ids, mask)
     assert_close(continue_from(base, compressor, twice, ids, mask), expected, **EXACT)
@@ -380,7 +381,7 @@ def test_short_texts_are_kept_whole():
 def cache_of(base, ids):
     cache = MergingCache(base.config)
     with torch.no_grad():
-        base(ids, past_key_values=cache)
+        base(ids, **as_cache(cache))
     return cache
 
 
@@ -410,7 +411,7 @@ def test_uncompressed_layers_see_everything():
         expected = base(ids, output_hidden_states=True).hidden_states[1][:, 48:]
         with compressor.attach(base):
             cache = compressor.compress(base, ids[:, :48])
-            outputs = base(ids[:, 48:], past_key_values=cache, output_hidden_states=True)
+            outputs = base(ids[:, 48:], **as_cache(cache), output_hidden_states=True)
     assert_close(outputs.hidden_states[1], expected, **CLOSE)
     assert (
         outputs.hidden_states[2] - base(ids, output_hidden_states=True).hidden_states[2][:, 48:]
@@ -518,7 +519,7 @@ def test_importance_loss(name):
         context, layer = row.shape[1] - 12, compressor.layers["1"]
         cache = MergingCache(base.config)
         with torch.no_grad():
-            attention = eager(row, past_key_values=cache, output_attentions=True).attentions[1][0]
+            attention = eager(row, **as_cache(cache), output_attentions=True).attentions[1][0]
         keys, values = (states[0, :, :context] for states in (cache.layers[1].keys, cache.layers[1].values))
         groups = attention.unflatten(0, (keys.shape[0], -1))
         before = groups[:, :, context - 7 : context, :context].mean(dim=(1, 2)).clamp_min(LEAST_ATTENTION).log()
@@ -599,7 +600,7 @@ def test_compress_cache():
     cache.observe(compressor.config.observation_window)
     with torch.no_grad(), merging_attention(base):
         position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
-        base(ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache)
+        base(ids, attention_mask=mask, position_ids=position_ids, **as_cache(cache))
     compressed = compressor.compress_cache(cache, mask, compression_ratio=3)
     expected = compressor.compress(base, ids, mask, compression_ratio=3)
     assert len(compressed) == len(cache.layers) and cache.num_bytes == expected.num_bytes
@@ -628,7 +629,7 @@ def test_compress_cache_refuses():
     with pytest.raises(ValueError, match="`cache` must hold a text, it is empty"):
         compressor.compress_cache(cache)
     with torch.no_grad():
-        base(random_ids(2, 60), past_key_values=cache)
+        base(random_ids(2, 60), **as_cache(cache))
     with pytest.raises(ValueError, match="`cache` must have observed queries"):
         compressor.compress_cache(cache)
     for ratio in (0, 0.5, math.inf):
@@ -754,7 +755,7 @@ def test_policies_in_the_same_interface(name):
     logits = continue_from(base, compressor, cache, ids, mask)
     assert logits.isfinite().all()
     with merging_attention(base):
-        base.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=2, pad_token_id=0)
+        base.generate(ids, attention_mask=mask, **as_cache(cache), max_new_tokens=2, pad_token_id=0)
 
 
 @pytest.mark.parametrize(

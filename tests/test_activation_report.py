@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ActivationCompressor
 from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.cache_names import as_cache
 from auto_compressor.cache_policies import POLICIES
 from auto_compressor.cli.main import main
 from auto_compressor.evaluation.activation import (
@@ -152,7 +153,7 @@ def test_fidelity_is_that_of_the_cache_that_compress_makes(policy, segment_lengt
             held.append((sum(cache.num_slots) / 2, cache.num_bytes))
             masses = torch.cat([layer.log_mass for layer in cache.layers]).double().exp()
             entropies.append(torch.distributions.Categorical(masses).entropy().mean())
-            logits = base(text[:, CONTEXT:], past_key_values=cache).logits[:, :-1]
+            logits = base(text[:, CONTEXT:], **as_cache(cache)).logits[:, :-1]
             full = base(text).logits[:, CONTEXT:-1]
         statistics.append(continuation_statistics(logits, full, text[:, CONTEXT + 1 :]))
     metrics = activation_metrics(torch.cat(statistics))
@@ -262,7 +263,7 @@ def test_recall_counts_the_answers_after_each_form_of_the_context(segment_length
         none = base(questions).logits[:, -4:-1].argmax(dim=-1)
         cache = candidates["merging"][0].compress(base, contexts, compression_ratio=5)
         with merging_attention(base):
-            merged = base(questions, past_key_values=cache).logits[:, -4:-1].argmax(dim=-1)
+            merged = base(questions, **as_cache(cache)).logits[:, -4:-1].argmax(dim=-1)
     said = {OTHER_FULL_CACHE: other, NO_CONTEXT: none, Setting(ONE_SHOT, "merging", 5): merged}
     for setting, tokens in said.items():
         assert results[setting].correct == int((tokens == answers).sum())
@@ -291,7 +292,7 @@ def test_attention_shares_are_sums_of_the_attention(name):
         cache, compressed = compress_copy(full, (compressor, None), 4)
         again, _ = compress_copy(full, (compressor, None), 4)
         shares = attention_shares(base, compressor, cache, compressed, continuation)
-        attentions = base(continuation, past_key_values=again, output_attentions=True).attentions
+        attentions = base(continuation, **as_cache(again), output_attentions=True).attentions
     ((_, slots),) = compressed
     several = count_members(slots) > 1
     assert several.any() and not several.all()

@@ -25,6 +25,7 @@ from args import ActivationArguments
 from auto_compressor import ActivationCompressor, ActivationCompressorConfig
 from auto_compressor.activation_trainer import CompressorWithBase
 from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.cache_names import as_cache
 from auto_compressor.evaluation.activation import activation_metrics, continuation_statistics
 from auto_compressor.losses import shift_labels_left
 from data import load_datasets
@@ -92,7 +93,7 @@ def test_metrics_of_the_report(segment_length, bases, train_llama):
         ids = row[None].long()
         cache = compressor.compress(base, ids[:, :48], segment_length=segment_length)
         with compressor.attach(base), torch.no_grad():
-            logits = base(ids[:, 48:], past_key_values=cache).logits
+            logits = base(ids[:, 48:], **as_cache(cache)).logits
         targets = shift_labels_left(ids[:, 48:])
         statistics.append(continuation_statistics(logits, base(ids).logits[:, 48:], targets))
     expected = activation_metrics(torch.cat(statistics))

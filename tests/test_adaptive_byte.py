@@ -158,8 +158,8 @@ def test_the_future_does_not_leak(name, position, seed):
     found, expected = model(changed), model(ids)
     assert_close(found.logits[:, :position], expected.logits[:, :position], **DOUBLE)
     for cut in {position // 2, max(position - 3, 1), position} - {0}:
-        cache = model(ids[:, :cut], use_cache=True).past_key_values
-        piece = model(changed[:, cut:], past_key_values=cache).logits[:, : position - cut]
+        cache = model(ids[:, :cut], use_cache=True).cache
+        piece = model(changed[:, cut:], cache=cache).logits[:, : position - cut]
         assert_close(piece, expected.logits[:, cut:position], **DOUBLE)
 
 
@@ -289,13 +289,13 @@ def test_a_window_without_a_border_trains_every_parameter(num_levels):
     """Else DDP would wait; its gradients are 0, and so is what has no target."""
     model = tiny_model(num_levels, byte_entropy_threshold=1e9, window_end_target=False).train()
     ids = random_ids(2, 20)
-    cache = model(ids[:, :10], use_cache=True).past_key_values
-    outputs = model(ids[:, 10:], labels=ids[:, 10:], past_key_values=cache)
+    cache = model(ids[:, :10], use_cache=True).cache
+    outputs = model(ids[:, 10:], labels=ids[:, 10:], cache=cache)
     assert not outputs.border_masks[0].any() and outputs.losses["meta"] == 0 == outputs.losses["uncertainty"]
     outputs.loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
     with torch.no_grad():
-        evaluated = model.eval()(ids[:, 10:], labels=ids[:, 10:], past_key_values=cache, output_hidden_states=True)
+        evaluated = model.eval()(ids[:, 10:], labels=ids[:, 10:], cache=cache, output_hidden_states=True)
     assert evaluated.losses["meta"] == 0 and evaluated.loss.isfinite()
     assert [mask.shape for mask in evaluated.border_masks] == [(2, 10), (2, 0)][: num_levels - 1]
     assert [states.shape[1] for states in evaluated.hidden_states] == [10, 0, 0][:num_levels]
@@ -320,9 +320,9 @@ def train_in_float64(name, rank: int = 0, num_processes: int = 1) -> dict[str, t
     for step, width in enumerate([40, 1, 20, 2]):
         ids = random_ids(4, width, seed=step)
         mask = torch.arange(width) < torch.tensor([40, 25, 33, 9])[:, None]
-        given = {"past_key_values": cache, "use_cache": True, "attention_mask": mask[share].long()}
+        given = {"cache": cache, "use_cache": True, "attention_mask": mask[share].long()}
         outputs = parallel(ids[share], labels=ids[share], **given)
-        cache = outputs.past_key_values
+        cache = outputs.cache
         outputs.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -385,7 +385,7 @@ def test_target_ratios_where_nothing_fires():
     ids, cache, upper = random_ids(2, 300), None, []
     with torch.no_grad():
         for window in ids.split(2, dim=1):
-            cache = model(window, past_key_values=cache, use_cache=True).past_key_values
+            cache = model(window, cache=cache, use_cache=True).cache
             upper.append(float(model.levels[1].border_threshold))
     assert model.levels[0].border_threshold == 1e6
     assert set(upper) == {upper[0]} and upper[0] > 0

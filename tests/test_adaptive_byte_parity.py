@@ -249,8 +249,8 @@ def test_one_byte_at_a_time(case):
         return
     cache, logits = None, []
     for column in ids.split(1, dim=1):
-        outputs = model(column, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+        outputs = model(column, cache=cache, use_cache=True)
+        cache = outputs.cache
         logits.append(outputs.logits)
     assert_close(torch.cat(logits, dim=1), expected.logits, **CLOSE)
 

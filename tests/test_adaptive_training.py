@@ -203,7 +203,7 @@ def test_documents_begin_anew(family, tmp_path):
     left.save(tmp_path / "state.safetensors")
     loaded = CarriedState.load(tmp_path / "state.safetensors", torch.device("cpu"))
     following = random_rows([12, 12, 12, 12], seed=1)[0]
-    output = model(following, past_key_values=left.first_rows(4).cache)
+    output = model(following, cache=left.first_rows(4).cache)
     alone = model(following)
     whole = model(torch.cat([ids[3:], following[3:]], dim=1))
     assert_close(output.logits[:3], alone.logits[:3])
@@ -211,7 +211,7 @@ def test_documents_begin_anew(family, tmp_path):
     assert not torch.allclose(output.logits[3], alone.logits[3])
     assert (left.logits[:3] == 0).all()
     assert_close(left.logits[3], whole.logits[0, 19])
-    again = model(following[:2], past_key_values=loaded.first_rows(2).cache)
+    again = model(following[:2], cache=loaded.first_rows(2).cache)
     assert_close(again.logits, output.logits[:2])
     assert_close(loaded.first_rows(2).logits, left.logits[:2])
 
@@ -238,8 +238,8 @@ def test_carried_training_equals_a_loop(documents, main, tmp_path):
         for index, lane in enumerate(lanes):
             for window in lane[step % num_steps : step % num_steps + 1]:
                 ids = torch.tensor([window])
-                output = model(ids, labels=ids, past_key_values=caches[index], use_cache=True)
-                caches[index] = None if window[-1] == 256 else output.past_key_values
+                output = model(ids, labels=ids, cache=caches[index], use_cache=True)
+                caches[index] = None if window[-1] == 256 else output.cache
                 total, num_targets = total + output.loss * (len(window) - 1), num_targets + len(window) - 1
         optimizer.zero_grad()
         (total / num_targets).backward()

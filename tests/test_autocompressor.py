@@ -52,6 +52,7 @@ from auto_compressor import (
     SoftpromptCache,
 )
 from auto_compressor.bases import load_autocompressor
+from auto_compressor.cache_names import as_cache, cache_of
 from auto_compressor.configuration_autocompressor import AutoCompressorConfigMixin
 from auto_compressor.segments import equal_segment_lengths, resolve_segment_lengths
 
@@ -260,7 +261,7 @@ def test_another_base_in_a_few_lines(variable, tmp_path):
     expected = model(ids, segment_lengths=lengths, output_softprompt=True, use_cache=False)
     assert expected.softprompt.shape[1] > 0
     first = model(ids[:, :9], segment_lengths=[4, 3, 2], use_cache=True)
-    second = model(ids[:, 9:], past_key_values=first.past_key_values, output_softprompt=True)
+    second = model(ids[:, 9:], cache=first.cache, output_softprompt=True)
     assert_close(torch.cat([first.logits, second.logits], dim=1), expected.logits, **DOUBLE)
     assert_close(second.softprompt, expected.softprompt, **DOUBLE)
     text = random_ids(2, 11)
@@ -796,8 +797,8 @@ def test_opt_attention_never_sees_positions(name):
         expected, ids = tiny_autocompressor(name), random_ids(2, 9)
         kwargs = {"segment_lengths": [4, 5], "output_softprompt": True, "softprompt": random_softprompt(model, 2, 2)}
         assert_close(tensors_of(model(ids, **kwargs)), tensors_of(expected(ids, **kwargs)), **EXACT)
-        cache = model(ids, use_cache=True, **kwargs).past_key_values
-        model(ids[:, :2], past_key_values=cache)
+        cache = model(ids, use_cache=True, **kwargs).cache
+        model(ids[:, :2], cache=cache)
         model.gradient_checkpointing_enable()
         with torch.enable_grad():
             model.train()(ids, labels=ids, **kwargs).loss.backward()
@@ -812,8 +813,8 @@ def test_llama_attention_sees_consecutive_positions():
     with recorded_attention(calls := []):
         model, ids = tiny_autocompressor("llama", attn_implementation="recorded"), random_ids(1, 9)
         kwargs = {"segment_lengths": [4, 5], "output_softprompt": True, "softprompt": random_softprompt(model, 1, 2)}
-        cache = model(ids, use_cache=True, **kwargs).past_key_values
-        model(ids[:, :2], past_key_values=cache)
+        cache = model(ids, use_cache=True, **kwargs).cache
+        model(ids[:, :2], cache=cache)
     given = [call["position_ids"] for call in calls if call.get("position_ids") is not None]
     assert len(calls) == 6
     assert all((positions.diff(dim=1) == 1).all() for positions in given)
@@ -878,7 +879,7 @@ def test_cached_after_segments(name, given, padded):
     )
 
     outputs = model(ids[:, :8], attention_mask=mask[:, :8], segment_lengths=[5, 3], use_cache=True, **kwargs)
-    logits, cache = [outputs.logits], outputs.past_key_values
+    logits, cache = [outputs.logits], outputs.cache
     assert isinstance(cache, SoftpromptCache)
     assert cache.get_seq_length() == 8
     for start, end in [(8, 9), (9, 10), (10, 14)]:
@@ -887,12 +888,12 @@ def test_cached_after_segments(name, given, padded):
         outputs = model(
             ids[:, start:end],
             attention_mask=mask[:, :end],
-            past_key_values=cache,
+            cache=cache,
             output_softprompt=end == 14,
             **again,
         )
         logits.append(outputs.logits)
-        cache = outputs.past_key_values
+        cache = outputs.cache
         assert cache.get_seq_length() == end
         assert cache.get_query_offset() == cache.softprompt_length + end - 5
     assert_close(torch.cat(logits, dim=1)[mask.bool()], expected.logits[mask.bool()], **DOUBLE)
@@ -906,12 +907,12 @@ def test_cached_after_segments(name, given, padded):
 def test_summary_of_a_cached_text_leaves_the_cache(name, given, accumulate_summary):
     model = tiny_autocompressor(name, torch.float64, accumulate_summary=accumulate_summary)
     ids, kwargs = random_ids(2, 9), softprompt_arguments(model, given)
-    cache = model(ids[:, :4], use_cache=True, output_softprompt=True, **kwargs).past_key_values
+    cache = model(ids[:, :4], use_cache=True, output_softprompt=True, **kwargs).cache
     assert cache.get_seq_length() == 4
-    summary = model(ids[:, 4:7], past_key_values=cache, output_softprompt=True).softprompt
+    summary = model(ids[:, 4:7], cache=cache, output_softprompt=True).softprompt
     assert_close(summary, model(ids[:, :7], output_softprompt=True, **kwargs).softprompt, **DOUBLE)
     assert cache.get_seq_length() == 7
-    step = model(ids[:, 7:], past_key_values=cache)
+    step = model(ids[:, 7:], cache=cache)
     assert_close(step.logits, model(ids, **kwargs).logits[:, 7:], **DOUBLE)
 
 
@@ -922,11 +923,11 @@ def test_cache_rows_carry_the_softprompt(name):
     per_row, shared = (softprompt_arguments(model, "masked", batch_size) for batch_size in (3, 1))
 
     def continued(change, rows, given):
-        cache = model(ids[:, :5], use_cache=True, **given).past_key_values
+        cache = model(ids[:, :5], use_cache=True, **given).cache
         change(cache)
         given = {key: value.expand(3, *value.shape[1:])[rows] for key, value in given.items()}
         assert torch.equal(cache.softprompt, given["softprompt"])
-        outputs = model(ids[rows, 5:], past_key_values=cache, output_softprompt=True)
+        outputs = model(ids[rows, 5:], cache=cache, output_softprompt=True)
         expected = model(ids[rows], output_softprompt=True, **given)
         assert_close(outputs.logits, expected.logits[:, 5:], **DOUBLE)
         assert_close(outputs.softprompt, expected.softprompt, **DOUBLE)
@@ -941,7 +942,7 @@ def test_cache_rows_carry_the_softprompt(name):
 @torch.no_grad()
 def test_cache_reset(name):
     model, ids = tiny_autocompressor(name), random_ids(1, 6)
-    cache = model(ids, softprompt=random_softprompt(model, 1, 3), segment_lengths=4, use_cache=True).past_key_values
+    cache = model(ids, softprompt=random_softprompt(model, 1, 3), segment_lengths=4, use_cache=True).cache
     cache.reset()
     assert cache.softprompt is None and cache.compressed_length == 0
 
@@ -953,19 +954,19 @@ def test_plain_cache_is_filled(name, with_config):
     model, base, ids = tiny_autocompressor(name), tiny_base(name), random_ids(2, 8)
     cache = DynamicCache(config=model.config) if with_config else DynamicCache()
     expected = model(ids, use_cache=True)
-    first = model(ids[:, :5], past_key_values=cache)
+    first = model(ids[:, :5], cache=cache)
     assert cache.get_seq_length() == 5
-    assert_close(model(ids[:, 5:], past_key_values=cache).logits, expected.logits[:, 5:], **CLOSE)
+    assert_close(model(ids[:, 5:], cache=cache).logits, expected.logits[:, 5:], **CLOSE)
     assert cache.get_seq_length() == 8
-    assert_close(cache_tensors(cache), cache_tensors(expected.past_key_values), **CLOSE)
-    assert_close(cache_tensors(first.past_key_values), cache_tensors(cache), **EXACT)
+    assert_close(cache_tensors(cache), cache_tensors(expected.cache), **CLOSE)
+    assert_close(cache_tensors(first.cache), cache_tensors(cache), **EXACT)
     # One that the plain base model filled is continued, and the other way round.
     base.load_state_dict({key: value for key, value in model.state_dict().items() if key != "embed_summary.weight"})
-    cache = base(ids[:, :5], use_cache=True).past_key_values
-    assert_close(model(ids[:, 5:], past_key_values=cache).logits, expected.logits[:, 5:], **CLOSE)
+    cache = cache_of(base(ids[:, :5], use_cache=True))
+    assert_close(model(ids[:, 5:], cache=cache).logits, expected.logits[:, 5:], **CLOSE)
     cache = DynamicCache()
-    model(ids[:, :5], past_key_values=cache)
-    assert_close(base(ids[:, 5:], past_key_values=cache).logits, expected.logits[:, 5:], **CLOSE)
+    model(ids[:, :5], cache=cache)
+    assert_close(base(ids[:, 5:], **as_cache(cache)).logits, expected.logits[:, 5:], **CLOSE)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
@@ -976,19 +977,19 @@ def test_no_cache_under_gradient_checkpointing(name):
     cache = filled_cache(model)
     model.gradient_checkpointing_enable()
     outputs = model(ids, labels=ids, use_cache=True, output_softprompt=True)
-    assert outputs.past_key_values is None
-    with pytest.raises(ValueError, match="past_key_values"):
-        model(ids, past_key_values=cache)
-    assert isinstance(model.eval()(ids, past_key_values=cache).past_key_values, SoftpromptCache)
+    assert outputs.cache is None
+    with pytest.raises(ValueError, match="cache"):
+        model(ids, cache=cache)
+    assert isinstance(model.eval()(ids, cache=cache).cache, SoftpromptCache)
 
 
 @both_families
 def test_use_cache(name):
     model, ids = tiny_autocompressor(name), random_ids(1, 4)
-    assert model(ids, use_cache=False).past_key_values is None
-    assert isinstance(model(ids).past_key_values, SoftpromptCache)
+    assert model(ids, use_cache=False).cache is None
+    assert isinstance(model(ids).cache, SoftpromptCache)
     model.config.use_cache = False
-    assert model(ids).past_key_values is None
+    assert model(ids).cache is None
 
 
 # Bad input
@@ -999,7 +1000,7 @@ def static_cache(model):
 
 
 def filled_cache(model):
-    return model(random_ids(2, 5), use_cache=True).past_key_values
+    return model(random_ids(2, 5), use_cache=True).cache
 
 
 IDS = random_ids(2, 6)
@@ -1019,7 +1020,7 @@ BAD_CALLS = {
     "generate: lengths do not sum": ("segment_lengths", lambda m: m.generate(IDS, segment_lengths=[3, 4])),
     "segments with a filled cache": (
         "segment_lengths",
-        lambda m: m(IDS, segment_lengths=3, past_key_values=filled_cache(m)),
+        lambda m: m(IDS, segment_lengths=3, cache=filled_cache(m)),
     ),
     "softprompt: width": ("softprompt", lambda m: m(IDS, softprompt=torch.zeros(2, 3, 5))),
     "softprompt: dtype": ("softprompt", lambda m: m(IDS, softprompt=random_softprompt(m, 2, 3).long())),
@@ -1061,7 +1062,7 @@ BAD_CALLS = {
     ),
     "mask of the new text only": (
         "attention_mask",
-        lambda m: m(IDS, past_key_values=filled_cache(m), attention_mask=torch.ones(2, 6)),
+        lambda m: m(IDS, cache=filled_cache(m), attention_mask=torch.ones(2, 6)),
     ),
     "compress: mask": ("attention_mask", lambda m: m.compress(IDS, attention_mask=torch.ones(2, 5))),
     "empty text": ("input_ids", lambda m: m(IDS[:, :0])),
@@ -1087,12 +1088,12 @@ BAD_CALLS = {
     ),
     "generate: segments of a continued text": (
         "segment_lengths",
-        lambda m: m.generate(IDS, past_key_values=filled_cache(m), segment_lengths=3, max_new_tokens=2),
+        lambda m: m.generate(IDS, cache=filled_cache(m), segment_lengths=3, max_new_tokens=2),
     ),
-    "static cache": ("past_key_values", lambda m: m(IDS, past_key_values=static_cache(m))),
-    "tuple cache": ("past_key_values", lambda m: m(IDS, past_key_values=((torch.zeros(1), torch.zeros(1)),))),
+    "static cache": ("cache", lambda m: m(IDS, cache=static_cache(m))),
+    "tuple cache": ("cache", lambda m: m(IDS, cache=((torch.zeros(1), torch.zeros(1)),))),
     "static cache in generate": (
-        "past_key_values|cache_implementation",
+        "cache|cache_implementation",
         lambda m: m.generate(IDS, cache_implementation="static", max_new_tokens=2),
     ),
 }
@@ -1135,7 +1136,7 @@ def test_text_longer_than_the_positions():
         lambda: opt(ids),
         lambda: opt(ids, segment_lengths=[29, 41]),
         lambda: opt.compress(ids, segment_lengths=[29, 41]),
-        lambda: opt(ids[:, :2], past_key_values=opt(ids[:, :39], use_cache=True).past_key_values),
+        lambda: opt(ids[:, :2], cache=opt(ids[:, :39], use_cache=True).cache),
         lambda: opt.generate(ids[:, :38], max_new_tokens=5, do_sample=False, eos_token_id=None),
     ):
         with pytest.raises(ValueError, match="max_position_embeddings"):

@@ -63,8 +63,8 @@ def test_forward(case, attn_implementation):
 def test_cached(case, attn_implementation):
     model, cache = load_model(case, attn_implementation), None
     for step in case["steps"]:
-        outputs = model(**tensors(step["inputs"]), **step["kwargs"], past_key_values=cache)
-        cache = outputs.past_key_values
+        outputs = model(**tensors(step["inputs"]), **step["kwargs"], cache=cache)
+        cache = outputs.cache
         assert_outputs(outputs, step["expected"])
 
 

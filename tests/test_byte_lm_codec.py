@@ -354,7 +354,7 @@ BAD_ARGUMENTS = {
     "borders that look ahead": (
         compress_bytes,
         {"model": make_adaptive(border_mode="teacher_forced")},
-        "`border_mode` teacher_forced works without `past_key_values`",
+        "`border_mode` teacher_forced works without `cache`",
     ),
     "NaN": (compress_bytes, {"model": nan_model()}, "`model` must predict with numbers, it gives NaN after 1 bytes"),
 }

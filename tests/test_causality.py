@@ -17,6 +17,7 @@ from auto_compressor import (
     LlamaAutoCompressorModel,
 )
 from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.cache_names import as_cache, takes_cache
 from auto_compressor.cli.main import main
 from auto_compressor.evaluation.causality import check_causality, rounding_threshold
 
@@ -56,22 +57,25 @@ class SeesTheLength(LlamaForCausalLM):
 class LosesThePast(LlamaForCausalLM):
     """Its cache is empty whenever it is used."""
 
-    def forward(self, input_ids, past_key_values=None, **kwargs):
-        return super().forward(input_ids, past_key_values=None, **kwargs)
+    @takes_cache
+    def forward(self, input_ids, cache=None, **kwargs):
+        return super().forward(input_ids, **as_cache(None), **kwargs)
 
 
 class WrongAtOnePosition(LlamaForCausalLM):
     """Its cached path is wrong at one position, by a little."""
 
-    def forward(self, input_ids, past_key_values=None, **kwargs):
-        wrong = past_key_values is not None and past_key_values.get_seq_length() == 7
-        output = super().forward(input_ids, past_key_values=past_key_values, **kwargs)
+    @takes_cache
+    def forward(self, input_ids, cache=None, **kwargs):
+        wrong = cache is not None and cache.get_seq_length() == 7
+        output = super().forward(input_ids, **as_cache(cache), **kwargs)
         output.logits[:, 0] += 1e-3 * wrong
         return output
 
 
 class RefusesItsCache(LlamaForCausalLM):
-    def forward(self, input_ids, past_key_values=None, use_cache=None, **kwargs):
+    @takes_cache
+    def forward(self, input_ids, cache=None, use_cache=None, **kwargs):
         if use_cache:
             raise ValueError("No cache.")
         return super().forward(input_ids, use_cache=False, **kwargs)
@@ -142,9 +146,10 @@ def test_the_last_position_counts(ids):
     """Of the cached path: the others have nothing behind it."""
 
     class WrongAtTheEnd(LlamaForCausalLM):
-        def forward(self, input_ids, past_key_values=None, **kwargs):
-            wrong = past_key_values is not None and past_key_values.get_seq_length() == 19
-            output = super().forward(input_ids, past_key_values=past_key_values, **kwargs)
+        @takes_cache
+        def forward(self, input_ids, cache=None, **kwargs):
+            wrong = cache is not None and cache.get_seq_length() == 19
+            output = super().forward(input_ids, **as_cache(cache), **kwargs)
             output.logits[-1, -1, -1] += 0.1 * wrong
             return output
 
@@ -186,7 +191,7 @@ def test_borders_that_look_ahead_are_caught():
     byte_ids = torch.tensor([list(b"The evening and the morning were the fifth"), list(b"e" * 21 + b"be" * 10 + b"!")])
     checks = check_causality(make_adaptive(border_mode="teacher_forced"), byte_ids)
     assert verdicts(checks) == [True, True, False, False]
-    refused = ["teacher_forced works without `past_key_values`" in check.refusal for check in checks]
+    refused = ["teacher_forced works without `cache`" in check.refusal for check in checks]
     assert refused == [False, False, True, True]
 
 

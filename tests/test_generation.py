@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Text
 
 from auto_compressor import SoftpromptCache
 from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.cache_names import cache_of
 
 
 # PEFT asks by the name that 5.17 knows.
@@ -306,7 +307,7 @@ def test_given_cache(name, segment_lengths):
     kwargs = softprompts(model, "masked", 2) | {"segment_lengths": segment_lengths} | GREEDY
     expected = model.generate(ids, **kwargs)
     for cache in (DynamicCache(), DynamicCache(config=model.config), SoftpromptCache(config=model.config)):
-        assert torch.equal(model.generate(ids, past_key_values=cache, **kwargs), expected)
+        assert torch.equal(model.generate(ids, cache=cache, **kwargs), expected)
 
 
 @both_families
@@ -405,7 +406,7 @@ def test_continuation(name, given, segment_lengths, padded):
         second = model.generate(
             first.sequences,
             attention_mask=longer,
-            past_key_values=first.past_key_values,
+            cache=cache_of(first),
             **again,
             **GREEDY | {"max_new_tokens": NEW - 3},
         )
@@ -422,7 +423,7 @@ def test_conversation(name):
     )
     longer = torch.cat([first.sequences, random_ids(2, 4, seed=7)], dim=1)
     expected = model.generate(longer, segment_lengths=[4, 12], **kwargs, **GREEDY)
-    assert torch.equal(model.generate(longer, past_key_values=first.past_key_values, **GREEDY), expected)
+    assert torch.equal(model.generate(longer, cache=cache_of(first), **GREEDY), expected)
 
 
 @both_families
@@ -430,9 +431,9 @@ def test_generate_after_forward(name):
     """A cache from `forward` goes on in `generate`."""
     model, ids = generator(name), random_ids(2, 9)
     kwargs = softprompts(model, "plain", 2)
-    cache = model(ids[:, :6], segment_lengths=[4, 2], use_cache=True, **kwargs).past_key_values
+    cache = model(ids[:, :6], segment_lengths=[4, 2], use_cache=True, **kwargs).cache
     expected = model.generate(ids, segment_lengths=[4, 5], **kwargs, **GREEDY)
-    assert torch.equal(model.generate(ids, past_key_values=cache, **GREEDY), expected)
+    assert torch.equal(model.generate(ids, cache=cache, **GREEDY), expected)
 
 
 # PEFT

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from auto_compressor import MergingCache, merging_attention
+from auto_compressor.cache_names import as_cache
 from auto_compressor.cache_policies import EMPTY
 from auto_compressor.merging_cache import MergingLayer, biased_mask
 
@@ -31,14 +32,14 @@ def hold_as_slots(cache, attention_mask=None, **kwargs):
 def read(model, input_ids, **kwargs):
     cache = MergingCache(model.config)
     with merging_attention(model), torch.no_grad():
-        model(input_ids, past_key_values=cache, use_cache=True, **kwargs)
+        model(input_ids, **as_cache(cache), use_cache=True, **kwargs)
     return cache
 
 
 @torch.no_grad()
 def logits_after(model, input_ids, cache, **kwargs):
     with merging_attention(model):
-        return model(input_ids, past_key_values=cache, use_cache=True, **kwargs).logits
+        return model(input_ids, **as_cache(cache), use_cache=True, **kwargs).logits
 
 
 @every_base
@@ -46,7 +47,7 @@ def logits_after(model, input_ids, cache, **kwargs):
 def test_without_slots_it_is_a_plain_cache(name, attn_implementation):
     model = tiny_base(name, attn_implementation)
     ids = random_ids(2, 14)
-    expected = model(ids, past_key_values=(plain := DynamicCache(config=model.config))).logits
+    expected = model(ids, **as_cache(plain := DynamicCache(config=model.config))).logits
     cache = MergingCache(model.config)
     assert torch.equal(logits_after(model, ids, cache), expected)
     for layer, plain_layer in zip(cache.layers, plain.layers, strict=True):
@@ -144,7 +145,7 @@ def test_gradient_of_the_log_mass(name):
         for layer in cache.layers:
             leaves += [layer.log_mass.requires_grad_(), layer.values.requires_grad_()]
         with merging_attention(model):
-            model(ids[:, 8:], past_key_values=cache).logits.pow(2).mean().backward()
+            model(ids[:, 8:], **as_cache(cache)).logits.pow(2).mean().backward()
         gradients.append([leaf.grad for leaf in leaves])
     assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
     assert all(gradient.abs().max() > 1e-4 for gradient in gradients[0])
@@ -163,7 +164,7 @@ def test_generate(name, beams):
     cache = read(model, ids[:, :9], attention_mask=mask[:, :9], position_ids=positions[:, :9])
     hold_as_slots(cache, mask[:, :9]).batch_repeat_interleave(beams)
     with merging_attention(model):
-        found = model.generate(ids, attention_mask=mask, num_beams=beams, past_key_values=cache, **SETTINGS)
+        found = model.generate(ids, attention_mask=mask, num_beams=beams, **as_cache(cache), **SETTINGS)
     assert torch.equal(found, expected)
     assert cache.get_seq_length() == 12 + 5
 
@@ -285,10 +286,10 @@ def test_slots_need_their_attention():
     model = tiny_base("llama")
     cache = hold_as_slots(read(model, random_ids(1, 8)))
     with pytest.raises(ValueError, match="with merging_attention"):
-        model(random_ids(1, 3), past_key_values=cache)
+        model(random_ids(1, 3), **as_cache(cache))
     # Without slots it is a plain cache.
     cache = MergingCache(model.config)
-    assert torch.equal(model(random_ids(1, 8), past_key_values=cache).logits, model(random_ids(1, 8)).logits)
+    assert torch.equal(model(random_ids(1, 8), **as_cache(cache)).logits, model(random_ids(1, 8)).logits)
 
 
 def test_a_failing_switch_leaves_nothing(monkeypatch):

@@ -21,8 +21,8 @@ def read_in_pieces(model, ids, lengths, mask=None):
     for piece in ids.split(lengths, dim=1):
         seen += piece.shape[1]
         given = {} if mask is None else {"attention_mask": mask[:, :seen]}
-        outputs = model(piece, past_key_values=cache, use_cache=True, **given)
-        cache = outputs.past_key_values
+        outputs = model(piece, cache=cache, use_cache=True, **given)
+        cache = outputs.cache
         assert cache.get_seq_length() == seen
         logits.append(outputs.logits)
     return torch.cat(logits, dim=1), cache
@@ -59,7 +59,7 @@ def test_single_steps_equal_the_whole(name):
     expected = model(ids, use_cache=True)
     logits, cache = read_in_pieces(model, ids, [1] * 40)
     assert_close(logits, expected.logits, **DOUBLE)
-    assert_same_states(cache, expected.past_key_values)
+    assert_same_states(cache, expected.cache)
 
 
 @every_model
@@ -73,7 +73,7 @@ def test_pieces_equal_the_whole(name, pieces, starts):
     expected = model(ids, attention_mask=mask, use_cache=True)
     logits, cache = read_in_pieces(model, ids, pieces, mask)
     assert_close(logits[mask.bool()], expected.logits[mask.bool()], **DOUBLE)
-    assert_same_states(cache, expected.past_key_values)
+    assert_same_states(cache, expected.cache)
 
 
 @every_model
@@ -89,9 +89,9 @@ def test_padding_anywhere(name, mask):
         if kept.numel():
             alone = model(kept, use_cache=True)
             assert_close(outputs.logits[row, mask[row]], alone.logits[0], **DOUBLE)
-            picked = copy.deepcopy(outputs.past_key_values)
+            picked = copy.deepcopy(outputs.cache)
             picked.batch_select_indices(torch.tensor([row]))
-            assert_same_states(picked, alone.past_key_values)
+            assert_same_states(picked, alone.cache)
 
 
 @every_model
@@ -104,15 +104,15 @@ def test_padding_of_a_new_piece(name, side):
     pieces = [random_ids(1, length, seed=length) for length in (6, 3)]
     ids, mask = pad_rows([*pieces, random_ids(1, 1)], side)
     mask[2] = 0
-    cache = model(first, use_cache=True).past_key_values
+    cache = model(first, use_cache=True).cache
     before = copy.deepcopy(cache)
-    outputs = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    outputs = model(ids, attention_mask=mask, cache=cache, use_cache=True)
     for row, piece in enumerate(pieces):
         expected = model(torch.cat([first[row : row + 1], piece], dim=1)).logits[0, 9:]
         assert_close(outputs.logits[row, mask[row].bool()], expected, **DOUBLE)
-    for found in (before, outputs.past_key_values):
+    for found in (before, outputs.cache):
         found.batch_select_indices(torch.tensor([2]))
-    assert_same_states(outputs.past_key_values, before)
+    assert_same_states(outputs.cache, before)
 
 
 @pytest.mark.parametrize("num_levels", [2, 3, 4])
@@ -138,9 +138,9 @@ def test_rows_of_a_cache(name):
         "batch_repeat_interleave": (2, [0, 0, 1, 1, 2, 2]),
     }
     for method, (argument, rows) in moves.items():
-        cache = model(ids, use_cache=True).past_key_values
+        cache = model(ids, use_cache=True).cache
         getattr(cache, method)(argument)
-        logits = model(new.expand(len(rows), -1), past_key_values=cache).logits
+        logits = model(new.expand(len(rows), -1), cache=cache).logits
         expected = model(torch.cat([ids[rows], new.expand(len(rows), -1)], dim=1)).logits[:, 20:]
         assert_close(logits, expected, **DOUBLE)
 
@@ -149,10 +149,10 @@ def test_rows_of_a_cache(name):
 @torch.no_grad()
 def test_reset(name):
     model, ids = tiny_model(name), random_ids(2, 12)
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True).cache
     cache.reset()
     assert cache.get_seq_length() == 0 and cache.batch_size is None
-    assert_close(model(ids, past_key_values=cache).logits, model(ids).logits, **DOUBLE)
+    assert_close(model(ids, cache=cache).logits, model(ids).logits, **DOUBLE)
 
 
 @every_model
@@ -160,8 +160,8 @@ def test_gradients_end_where_a_window_begins(name):
     """A window that goes on from the one before has the logits of one long window, and the gradients of its own."""
     model, ids = tiny_model(name).train(), random_ids(2, 40)
     first = model(ids[:, :20], use_cache=True)
-    assert not any(state.requires_grad for layer in first.past_key_values.layers for state in layer.states.values())
-    second = model(ids[:, 20:], labels=ids[:, 20:], past_key_values=first.past_key_values)
+    assert not any(state.requires_grad for layer in first.cache.layers for state in layer.states.values())
+    second = model(ids[:, 20:], labels=ids[:, 20:], cache=first.cache)
     assert_close(second.logits, model(ids).logits[:, 20:], **DOUBLE)
     second.loss.backward()
     assert first.logits.grad_fn is not None
@@ -174,7 +174,7 @@ def test_gradients_end_where_a_window_begins(name):
 @torch.no_grad()
 def test_bad_calls(name):
     model, ids = tiny_model(name), random_ids(2, 6)
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True).cache
     bad = [
         ("input_ids", {"input_ids": ids.float()}),
         ("input_ids", {"input_ids": ids[0]}),
@@ -183,9 +183,9 @@ def test_bad_calls(name):
         ("input_ids", {"input_ids": ids > 0}),
         ("labels", {"input_ids": ids, "labels": ids[:, 1:]}),
         ("labels", {"input_ids": ids, "labels": ids.float()}),
-        ("past_key_values", {"input_ids": ids[:1], "past_key_values": cache}),
-        ("past_key_values", {"input_ids": ids, "past_key_values": RecurrentCache(9)}),
-        ("past_key_values", {"input_ids": ids, "past_key_values": DynamicCache()}),
+        ("cache", {"input_ids": ids[:1], "cache": cache}),
+        ("cache", {"input_ids": ids, "cache": RecurrentCache(9)}),
+        ("cache", {"input_ids": ids, "cache": DynamicCache()}),
     ]
     for argument, call in bad:
         with pytest.raises(ValueError, match=f"`{argument}`"):
@@ -274,8 +274,8 @@ def test_streaming(capsys):
 
 def test_teacher_forced_borders_have_no_cache():
     model, ids = tiny_model(3, border_mode="teacher_forced"), random_ids(2, 6)
-    assert model(ids).past_key_values is None
-    for bad in ({"use_cache": True}, {"past_key_values": RecurrentCache(3)}):
+    assert model(ids).cache is None
+    for bad in ({"use_cache": True}, {"cache": RecurrentCache(3)}):
         with pytest.raises(ValueError, match="teacher_forced"):
             model(ids, **bad)
     for use_cache in (True, False):

@@ -107,7 +107,7 @@ def test_train_continue_and_reload(mode, base, main, tmp_path):
     model, info = OPTAutoCompressorModel.from_pretrained(first, output_loading_info=True)
     assert not any(info.values())
     assert_close(dict(AutoModelForCausalLM.from_pretrained(first).state_dict()), dict(model.state_dict()))
-    assert model(torch.tensor([[5, 6, 7]])).past_key_values is not None
+    assert model(torch.tensor([[5, 6, 7]])).cache is not None
 
     # Going on from it: the same model is evaluated, and then trained further.
     again = [*SEGMENTS, *settings]

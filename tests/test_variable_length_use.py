@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from auto_compressor.cache_names import cache_of
 from auto_compressor.losses import shift_labels_left
 from auto_compressor.segments import append_sum_tokens
 
@@ -220,8 +221,8 @@ def test_continuation(name):
     call = {"segment_lengths": [5, 3, 4]}
     expected = model.generate(ids, **call, **GREEDY)
     first = model.generate(ids, return_dict_in_generate=True, **call, **GREEDY | {"max_new_tokens": 3})
-    assert first.past_key_values.get_seq_length() == 14
-    second = model.generate(first.sequences, past_key_values=first.past_key_values, **GREEDY | {"max_new_tokens": 5})
+    assert cache_of(first).get_seq_length() == 14
+    second = model.generate(first.sequences, cache=cache_of(first), **GREEDY | {"max_new_tokens": 5})
     assert torch.equal(second, expected)
 
 
@@ -277,10 +278,10 @@ def test_compression_leaves_the_cache(name, training):
     whole, call = {"use_cache": False}, {"output_softprompt": True}
     first = model(ids[:, :9], segment_lengths=[4, 5], use_cache=True, **call)
     # `<sum>` of the first segment is no text.
-    assert first.past_key_values.get_seq_length() == 8
+    assert cache_of(first).get_seq_length() == 8
     expected = model(ids[:, :9], segment_lengths=[4, 5], **whole, **call)
     assert_close(first.softprompt, expected.softprompt, **DOUBLE)
-    second = model(ids[:, 9:], past_key_values=first.past_key_values, **call)
+    second = model(ids[:, 9:], cache=cache_of(first), **call)
     expected = model(ids, segment_lengths=[4, 8], **whole, **call)
     assert_close(second.logits, expected.logits[:, 9:], **DOUBLE)
     assert_close(second.softprompt, expected.softprompt, **DOUBLE)

@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..cache_names import as_cache
 from ..cache_policies import LayerState, Slots, importance
 from ..merging_cache import MergingCache, MergingLayer, merging_attention
 from ..modeling_activation_compressor import ActivationCompressor, Policy
@@ -127,7 +128,7 @@ def read_full(base_model: PreTrainedModel, input_ids: torch.LongTensor, num_quer
     """The full cache of texts `(batch_size, length)`, with their last queries; within `merging_attention`."""
     cache = MergingCache(base_model.config)
     cache.observe(num_queries)
-    base_model.base_model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+    base_model.base_model(input_ids=input_ids, **as_cache(cache), use_cache=True)
     return cache
 
 
@@ -217,7 +218,7 @@ def most_queries(candidates: dict[str, Candidate]) -> int:
 
 def continue_after(base_model: PreTrainedModel, cache: MergingCache | None, text: torch.LongTensor) -> torch.Tensor:
     """Logits of every token of `text` `(batch_size, length)` but the first, which none of the contexts predicts."""
-    return base_model(input_ids=text, past_key_values=cache, use_cache=cache is not None).logits[:, :-1]
+    return base_model(input_ids=text, **as_cache(cache), use_cache=cache is not None).logits[:, :-1]
 
 
 @torch.no_grad()
@@ -373,7 +374,7 @@ def attention_shares(
     """
     several = {state.layer_idx: count_members(slots) > 1 for state, slots in compressed}
     cache.observe(continuation.shape[1])
-    base_model.base_model(input_ids=continuation, past_key_values=cache, use_cache=True)
+    base_model.base_model(input_ids=continuation, **as_cache(cache), use_cache=True)
     mask = continuation.new_ones(continuation.shape[0], cache.get_seq_length())
     shares = []
     for index, layer in enumerate(cache.layers):

@@ -138,7 +138,7 @@ def read_windows(
     if carried is not None:
         carried = carried.first_rows(len(texts["input_ids"]))
         past, first_logits = carried.cache, carried.logits
-    outputs = model(**texts, past_key_values=past, use_cache=carry_state)
+    outputs = model(**texts, cache=past, use_cache=carry_state)
     left = CarriedState.after(outputs, **texts) if carry_state else None
     return byte_lm_statistics(outputs, **texts, window_end_target=window_end_target, first_logits=first_logits), left
 

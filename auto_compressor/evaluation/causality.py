@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from ..cache_names import as_cache, cache_of
+
 
 Progress = Callable[[range], Iterable[int]]
 PieceOfLogits = tuple[int, torch.Tensor]  # where it starts, (batch_size, length, vocab_size)
@@ -66,8 +68,8 @@ def cached_path(
     cache = None
     for start in progress(range(0, input_ids.shape[1], num_tokens)):
         piece = input_ids[:, start : start + num_tokens]
-        output = model(piece, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(piece, **as_cache(cache), use_cache=True)
+        cache = cache_of(output)
         yield start, output.logits
 
 
