@@ -2,7 +2,7 @@
 
 python run/canary.py requirements           what pyproject.toml requires, without upper bounds
 python run/canary.py warnings               the filters of pytest: those of pyproject.toml and the errors after them
-python run/canary.py table FREEZE JUNIT     Markdown: which versions differ from run/constraints.txt, which tests failed
+python run/canary.py table FREEZE JUNIT     Markdown: versions other than run/constraints.txt, and failing tests
 """
 
 import re
@@ -27,7 +27,7 @@ def requirements(project: dict) -> list[str]:
 
 def warning_filters(pyproject: dict) -> list[str]:
     """pytest takes the last filter that fits; here, unlike behind its -W, the module is a regular expression."""
-    modules = ["auto_compressor", *(path.stem for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("benchmarks/*.py")]))]
+    modules = ["auto_compressor", *sorted(path.stem for path in ROOT.glob("*.py"))]
     ours = rf"({'|'.join(modules)})(\.|$)"
     errors = [f"error::{kind}:{ours}" for kind in ("FutureWarning", "DeprecationWarning")]
     return pyproject["tool"]["pytest"]["ini_options"]["filterwarnings"] + errors

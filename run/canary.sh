@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests on the newest releases of everything, whatever run/constraints.txt and the upper bounds of pyproject.toml
-# say; FutureWarnings and DeprecationWarnings at lines of this repository are errors. Prints a table of versions and of
+# say; FutureWarnings and DeprecationWarnings at the package's own lines are errors. Prints a table of versions and of
 # failing tests, also in build/canary.md, and fails if a test does.
 #     bash run/canary.sh                                  # in a temporary environment
 #     bash run/canary.sh tests/test_generation.py -k beams
