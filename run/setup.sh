@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment .venv, or brings it up to date: the package and all that its runs and tests need, in the
 # versions that the tests ran with (run/constraints.txt). Every other run script calls it where that is needed.
-#     bash run/setup.sh                       # about 2 GB without CUDA, 7 GB with
+#     bash run/setup.sh                       # about 2 GB, several more with CUDA
 #     LATEST=1 bash run/setup.sh              # the newest versions that pyproject.toml allows; torch stays
 #     TORCH=torch==2.12.0 bash run/setup.sh   # another torch, 2.9 or later (TORCH=torch: the newest)
 #     SMOLLM2=1 bash run/setup.sh             # with the weights for BASE=smollm2 (90 MB)
