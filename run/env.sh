@@ -1,9 +1,20 @@
-# Sourced by every run: goes to the repository's root and into its environment, which is made if there is none.
-# An active environment of your own is used instead, if the package is installed there.
+# Sourced by every run: goes to the repository's root and into its environment .venv, which is made if there is none, made
+# anew if it was never finished, and brought up to date if pyproject.toml or run/constraints.txt changed since.
+# An active environment of your own is used instead, if the package in it is the one of this folder.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || ! command -v auto-compressor > /dev/null; then
-    [ -f .venv/installed ] || bash run/setup.sh || exit 1
-    source .venv/bin/activate
+
+active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+has_this_package() {
+    [ -x "$active/bin/auto-compressor" ] && "$active/bin/python" -P -c 'if True:
+        import importlib.util, os, sys
+        spec = importlib.util.find_spec("auto_compressor")
+        sys.exit(not (spec and os.path.samefile(spec.origin, "auto_compressor/__init__.py")))' 2> /dev/null
+}
+if [ "$active" -ef .venv ] || ! has_this_package; then
+    [ -z "$active" ] || [ "$active" -ef .venv ] ||
+        echo "env.sh: $active has no auto_compressor of this folder, .venv is used" >&2
+    bash run/setup.sh --if-changed || exit 1
+    [ "$active" -ef .venv ] || source .venv/bin/activate
 fi
 
 # Runs train.py with the arguments on NUM_GPUS GPUs of each of NUM_NODES nodes (the first is NODE), or on the CPU for 0.
