@@ -1,139 +1,96 @@
-"""Compress text for language models: AutoCompressors, in the manner of transformers."""
+"""Compress text for language models: AutoCompressors, in the manner of transformers.
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+Public names are imported when they are first asked for, so that `auto-compressor --help` need not wait for torch. The
+models are registered with the Auto classes as soon as transformers is loaded, be it before this package or after.
+"""
 
-from .adaptive_outputs import ByteLMOutput
-from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
-from .cache_policies import POLICIES
-from .configuration_activation_compressor import ActivationCompressorConfig
-from .configuration_adaptive_byte import AdaptiveByteConfig
-from .configuration_autocompressor import (
-    GemmaAutoCompressorConfig,
-    LlamaAutoCompressorConfig,
-    MistralAutoCompressorConfig,
-    OPTAutoCompressorConfig,
-    Qwen2AutoCompressorConfig,
-    Qwen3AutoCompressorConfig,
-)
-from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
-from .configuration_gru_byte import GRUByteConfig
-from .configuration_hierarchical_autoencoder import (
-    CodeSequenceConfig,
-    HierarchicalAutoencoderConfig,
-    HierarchicalLevelConfig,
-)
-from .continuous_outputs import (
-    ContinuousDecoderOutput,
-    ContinuousEncoderOutput,
-    ContinuousTextAutoencoderOutput,
-)
-from .hierarchical_outputs import (
-    HierarchicalAutoencoderOutput,
-    HierarchicalDecoderOutput,
-    HierarchicalEncoderOutput,
-)
-from .merging_cache import MergingCache, merging_attention
-from .modeling_activation_compressor import ActivationCompressor, ActivationCompressorOutput
-from .modeling_adaptive_byte import AdaptiveByteForCausalLM
-from .modeling_autocompressor import (
-    AutoCompressorMixin,
-    AutoCompressorModel,
-    GemmaAutoCompressorModel,
-    LlamaAutoCompressorModel,
-    MistralAutoCompressorModel,
-    OPTAutoCompressorModel,
-    Qwen2AutoCompressorModel,
-    Qwen3AutoCompressorModel,
-)
-from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
-from .modeling_gru_byte import GRUByteForCausalLM
-from .modeling_hierarchical_autoencoder import (
-    ByteSegmentCompressor,
-    CodeExpander,
-    CodeSequenceTransformer,
-    HierarchicalAutoencoder,
-    LearnedQueryAttention,
-    SlidingWindowAttention,
-    VectorQuantizer,
-)
-from .recurrent_cache import RecurrentCache
-from .softprompt_cache import SoftpromptCache
-from .tokenization_bytes import ByteTokenizer
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+from .import_hook import AfterTransformers
 
 
-AutoConfig.register("opt_autocompressor", OPTAutoCompressorConfig)
-AutoConfig.register("llama_autocompressor", LlamaAutoCompressorConfig)
-AutoConfig.register("mistral_autocompressor", MistralAutoCompressorConfig)
-AutoConfig.register("qwen2_autocompressor", Qwen2AutoCompressorConfig)
-AutoConfig.register("qwen3_autocompressor", Qwen3AutoCompressorConfig)
-AutoConfig.register("gemma_autocompressor", GemmaAutoCompressorConfig)
-AutoModelForCausalLM.register(OPTAutoCompressorConfig, OPTAutoCompressorModel)
-AutoModelForCausalLM.register(LlamaAutoCompressorConfig, LlamaAutoCompressorModel)
-AutoModelForCausalLM.register(MistralAutoCompressorConfig, MistralAutoCompressorModel)
-AutoModelForCausalLM.register(Qwen2AutoCompressorConfig, Qwen2AutoCompressorModel)
-AutoModelForCausalLM.register(Qwen3AutoCompressorConfig, Qwen3AutoCompressorModel)
-AutoModelForCausalLM.register(GemmaAutoCompressorConfig, GemmaAutoCompressorModel)
-AutoConfig.register("activation_compressor", ActivationCompressorConfig)
-AutoModel.register(ActivationCompressorConfig, ActivationCompressor)
-AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
-AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
-AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
-AutoConfig.register("continuous_text_autoencoder", ContinuousTextAutoencoderConfig)
-AutoModel.register(ContinuousTextAutoencoderConfig, ContinuousTextAutoencoder)
-AutoConfig.register("adaptive_byte", AdaptiveByteConfig)
-AutoConfig.register("gru_byte", GRUByteConfig)
-AutoModelForCausalLM.register(AdaptiveByteConfig, AdaptiveByteForCausalLM)
-AutoModelForCausalLM.register(GRUByteConfig, GRUByteForCausalLM)
-AutoTokenizer.register(AdaptiveByteConfig, tokenizer_class=ByteTokenizer)
-AutoTokenizer.register(GRUByteConfig, tokenizer_class=ByteTokenizer)
+# module of this package -> its public names
+PUBLIC_NAMES = {
+    "adaptive_outputs": ["ByteLMOutput"],
+    "autocompressor_outputs": ["AutoCompressorOutput", "SegmentSummary"],
+    "cache_policies": ["POLICIES"],
+    "configuration_activation_compressor": ["ActivationCompressorConfig"],
+    "configuration_adaptive_byte": ["AdaptiveByteConfig"],
+    "configuration_autocompressor": [
+        "GemmaAutoCompressorConfig",
+        "LlamaAutoCompressorConfig",
+        "MistralAutoCompressorConfig",
+        "OPTAutoCompressorConfig",
+        "Qwen2AutoCompressorConfig",
+        "Qwen3AutoCompressorConfig",
+    ],
+    "configuration_continuous_text_autoencoder": ["ContinuousTextAutoencoderConfig"],
+    "configuration_gru_byte": ["GRUByteConfig"],
+    "configuration_hierarchical_autoencoder": [
+        "CodeSequenceConfig",
+        "HierarchicalAutoencoderConfig",
+        "HierarchicalLevelConfig",
+    ],
+    "continuous_outputs": ["ContinuousDecoderOutput", "ContinuousEncoderOutput", "ContinuousTextAutoencoderOutput"],
+    "hierarchical_outputs": [
+        "HierarchicalAutoencoderOutput",
+        "HierarchicalDecoderOutput",
+        "HierarchicalEncoderOutput",
+    ],
+    "merging_cache": ["MergingCache", "merging_attention"],
+    "modeling_activation_compressor": ["ActivationCompressor", "ActivationCompressorOutput"],
+    "modeling_adaptive_byte": ["AdaptiveByteForCausalLM"],
+    "modeling_autocompressor": [
+        "AutoCompressorMixin",
+        "AutoCompressorModel",
+        "GemmaAutoCompressorModel",
+        "LlamaAutoCompressorModel",
+        "MistralAutoCompressorModel",
+        "OPTAutoCompressorModel",
+        "Qwen2AutoCompressorModel",
+        "Qwen3AutoCompressorModel",
+    ],
+    "modeling_continuous_text_autoencoder": ["ContinuousTextAutoencoder"],
+    "modeling_gru_byte": ["GRUByteForCausalLM"],
+    "modeling_hierarchical_autoencoder": [
+        "ByteSegmentCompressor",
+        "CodeExpander",
+        "CodeSequenceTransformer",
+        "HierarchicalAutoencoder",
+        "LearnedQueryAttention",
+        "SlidingWindowAttention",
+        "VectorQuantizer",
+    ],
+    "recurrent_cache": ["RecurrentCache"],
+    "softprompt_cache": ["SoftpromptCache"],
+    "tokenization_bytes": ["ByteTokenizer"],
+}
 
-__all__ = [
-    "POLICIES",
-    "ActivationCompressor",
-    "ActivationCompressorConfig",
-    "ActivationCompressorOutput",
-    "AdaptiveByteConfig",
-    "AdaptiveByteForCausalLM",
-    "AutoCompressorMixin",
-    "AutoCompressorModel",
-    "AutoCompressorOutput",
-    "ByteLMOutput",
-    "ByteSegmentCompressor",
-    "ByteTokenizer",
-    "CodeExpander",
-    "CodeSequenceConfig",
-    "CodeSequenceTransformer",
-    "ContinuousDecoderOutput",
-    "ContinuousEncoderOutput",
-    "ContinuousTextAutoencoder",
-    "ContinuousTextAutoencoderConfig",
-    "ContinuousTextAutoencoderOutput",
-    "GRUByteConfig",
-    "GRUByteForCausalLM",
-    "GemmaAutoCompressorConfig",
-    "GemmaAutoCompressorModel",
-    "HierarchicalAutoencoder",
-    "HierarchicalAutoencoderConfig",
-    "HierarchicalAutoencoderOutput",
-    "HierarchicalDecoderOutput",
-    "HierarchicalEncoderOutput",
-    "HierarchicalLevelConfig",
-    "LearnedQueryAttention",
-    "LlamaAutoCompressorConfig",
-    "LlamaAutoCompressorModel",
-    "MergingCache",
-    "MistralAutoCompressorConfig",
-    "MistralAutoCompressorModel",
-    "OPTAutoCompressorConfig",
-    "OPTAutoCompressorModel",
-    "Qwen2AutoCompressorConfig",
-    "Qwen2AutoCompressorModel",
-    "Qwen3AutoCompressorConfig",
-    "Qwen3AutoCompressorModel",
-    "RecurrentCache",
-    "SegmentSummary",
-    "SlidingWindowAttention",
-    "SoftpromptCache",
-    "VectorQuantizer",
-    "merging_attention",
-]
+MODULES = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
+
+__all__ = sorted(MODULES)
+
+
+def __getattr__(name: str):
+    """Imports a public name, or a module of the package, when it is first asked for."""
+    if name in MODULES:
+        import_module(f"{__name__}.registration")
+        value = getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+    elif find_spec(f"{__name__}.{name}") is not None:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if "transformers" in sys.modules:
+    import_module(f"{__name__}.registration")
+elif not any(isinstance(finder, AfterTransformers) for finder in sys.meta_path):
+    sys.meta_path.insert(0, AfterTransformers(__name__))

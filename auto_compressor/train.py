@@ -8,6 +8,8 @@
     python train.py --model_type activation_compressor --model_name_or_path smollm2 --output_dir checkpoints/cache ...
     python train.py --model_type continuous_text_autoencoder --output_dir checkpoints/continuous --do_train --do_eval
 
+Installed, `auto-compressor train ...` and `torchrun ... -m auto_compressor.train ...` do the same from any folder.
+
 Without arguments for the data, it reads the text that comes with the package. `--resume_from_checkpoint true` goes on
 from the last whole checkpoint of `--output_dir`, if there is one.
 """
@@ -18,7 +20,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -677,19 +679,21 @@ def run(family: Family, model_args: Any, data_args: DataTrainingArguments, train
     trainer.accelerator.end_training()
 
 
-def main():
+def main(argv: Sequence[str] | None = None, prog: str | None = None):
+    """Trains and evaluates as `argv` says, else the command line; errors and --help call the program `prog`."""
     # An unreachable hub is one error of one line, without the warnings of every try before it.
     hub_logging.set_verbosity_error()
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False)
     chooser.add_argument("--model_type", choices=list(FAMILIES), default="autocompressor")
-    chosen, arguments = chooser.parse_known_args()
+    chosen, arguments = chooser.parse_known_args(argv)
     family = FAMILIES[chosen.model_type]
-    parser = HfArgumentParser(family.arguments, epilog=f"--model_type chooses the family: {', '.join(FAMILIES)}.")
+    epilog = f"--model_type chooses the family: {', '.join(FAMILIES)}."
+    parser = HfArgumentParser(family.arguments, prog=prog, epilog=epilog)
     try:
         run(family, *parser.parse_args_into_dataclasses(arguments))
     except (OSError, ValueError) as error:
-        sys.exit(f"train.py: error: {error}")
+        sys.exit(f"{parser.prog}: error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(prog="python -m auto_compressor.train")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import torch
@@ -364,20 +365,48 @@ def test_installed_command_lists_the_sub_commands():
     assert {module.NAME for module in COMMANDS} == set(re.findall(r"^    ([a-z-]+)", output, flags=re.MULTILINE))
 
 
-COMMANDS_ALONE = """
-import sys
-import types
-
-package = types.ModuleType("auto_compressor")
-package.__path__ = sys.argv[1:]
-sys.modules["auto_compressor"] = package
-import auto_compressor.cli.main
-
-assert not {"torch", "transformers", "rich"} & set(sys.modules)
-"""
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"auto-compressor {metadata.version('auto-compressor')}\n"
 
 
-def test_commands_import_nothing_large():
-    """The face of the package, which `auto_compressor.cli` cannot go around, is left out."""
-    package = BUNDLED_TOKENIZER.parents[1]
-    subprocess.run([sys.executable, "-c", COMMANDS_ALONE, str(package)], check=True)
+def test_version_of_what_is_not_installed(capsys, monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 2 and "must be installed for --version" in capsys.readouterr().err
+
+
+def test_train_is_handed_every_argument(monkeypatch):
+    """As they are and in order, also those that this command has itself."""
+    seen = []
+    monkeypatch.setattr("auto_compressor.train.main", lambda argv, prog: seen.append((argv, prog)))
+    arguments = "--do_train --version -h tiny --learning_rate -1e-3 --segment_lengths 4 4 --lora=true --help".split()
+    assert main(["train", *arguments]) == 0 and main(["train"]) == 0
+    assert seen == [(arguments, "auto-compressor train"), ([], "auto-compressor train")]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["--help"], 0, "usage: auto-compressor train [-h]"),
+        (["--model_type", "gru_byte", "--help"], 0, "--sequence_length"),
+        (["--model_type", "bad"], 2, "auto-compressor train: error: argument --model_type: invalid choice"),
+        (["--max_steps", "bad"], 2, "auto-compressor train: error: argument --max_steps"),
+    ],
+)
+def test_train_is_called_by_its_name(arguments, code, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", *arguments])
+    assert end.value.code == code
+    assert message in "".join(capsys.readouterr())
+
+
+def test_errors_of_train_are_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="^auto-compressor train: error: Nothing to do: give --do_train, .*both.$"):
+        main(["train", "--output_dir", str(tmp_path), "--use_cpu"])

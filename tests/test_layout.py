@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+import auto_compressor
+
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "auto_compressor"
 SCRIPTS = ("args", "data", "substep_trainer")  # other names of modules in the package
 FACE = ("__init__", "adaptive_trainer", "bases", "byte_codec", "byte_lm_codec", "carried_state", "convert")
-FACE += ("activation_trainer", "continuous_trainer", "hierarchical_trainer", "objectives", "trainer_mixin")
+FACE += ("activation_trainer", "continuous_trainer", "hierarchical_trainer", "objectives", "registration")
+FACE += ("trainer_mixin",)
 
 BRIDGE, PART, CONFIGURATION, GENERATION, MODEL, PACKAGE_FACE, TRAINING, SCRIPT, PROGRAM = range(9)
 
@@ -69,6 +72,8 @@ def own_imports(module: str) -> list[str]:
             name = ".".join([*folder, name] if name else folder)
         if name in MODULES:
             found.append(name)
+    if module == PACKAGE:  # it imports them when a name is asked for
+        found += [f"{PACKAGE}.{name}" for name in ("registration", *auto_compressor.PUBLIC_NAMES)]
     return found
 
 
@@ -82,6 +87,8 @@ def test_the_walk_sees_the_repository():
     assert rank("auto_compressor.evaluation.context") == PACKAGE_FACE and rank("train") == PROGRAM
     assert "auto_compressor.losses" in own_imports("auto_compressor.modeling_autocompressor")
     assert "auto_compressor.losses" in own_imports("auto_compressor.training.substep_trainer")
+    assert {"auto_compressor.registration", "auto_compressor.bases"} <= set(MODULES) >= set(own_imports(PACKAGE))
+    assert "auto_compressor.softprompt_cache" in own_imports(PACKAGE)
 
 
 @modules
@@ -106,6 +113,24 @@ def test_no_cycles():
 @pytest.mark.parametrize("module", [module for module in MODULES if rank(module) == CONFIGURATION])
 def test_configurations_do_not_import_torch(module):
     assert not [name for _, name in imports(module) if name.split(".")[0] == "torch"]
+
+
+def loaded_with(module: str) -> set[str]:
+    """The modules of this repository that run when `module` is imported: of imports, those outside functions."""
+    nodes = [node for node in TREES[module].body if isinstance(node, ast.ImportFrom) and node.level]
+    folder = MODULES[module].relative_to(ROOT).parts
+    names = [(".".join(folder[: -node.level]), node) for node in nodes]
+    found = {f"{package}.{name}" for package, node in names for name in [node.module, *(a.name for a in node.names)]}
+    return {module}.union(*(loaded_with(name) for name in found & set(MODULES)))
+
+
+def test_the_command_starts_without_torch():
+    """What runs before a sub-command is chosen; tests/test_imports.py looks at the modules that are loaded."""
+    heavy = {"torch", "transformers", "peft", "datasets", "accelerate", "lm_eval", "safetensors"}
+    for name in loaded_with("auto_compressor.cli.main") | loaded_with(PACKAGE):
+        at_top = [node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = [getattr(node, "module", None) or alias.name for node in at_top for alias in node.names]
+        assert not heavy & {name.split(".")[0] for name in names}, name
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if rank(module) <= MODEL])

@@ -1,0 +1,195 @@
+"""`import auto_compressor` is light, and the Auto classes know its models in whatever order things are imported."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import auto_compressor
+from auto_compressor.cli.main import COMMANDS
+
+
+ROOT = Path(__file__).parents[1]
+NAMES = """
+sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+"""
+USE = f"""
+import sys, transformers
+{NAMES}
+config = transformers.AutoConfig.for_model("llama_autocompressor", **sizes, summary_length=2)
+print(type(transformers.AutoModelForCausalLM.from_config(config)).__name__)
+from auto_compressor.import_hook import AfterTransformers
+print(any(isinstance(finder, AfterTransformers) for finder in sys.meta_path))
+"""
+LOADED = """
+import sys
+print([name for name in ("torch", "transformers", "rich") if name in sys.modules])
+"""
+
+
+def run_code(code, *options, cwd=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def output_of(code):
+    done = run_code(code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+# What is loaded
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["bad"], []])
+def test_the_command_loads_nothing_large(arguments):
+    code = f"""
+from auto_compressor.cli.main import main
+try:
+    main({arguments})
+except SystemExit:
+    pass
+{LOADED}"""
+    assert output_of(code)[-1] == "[]"
+
+
+def test_help_of_every_command_loads_nothing_large():
+    names = [module.NAME for module in COMMANDS if module.NAME != "train"]  # its help lists arguments of transformers
+    code = f"""
+from auto_compressor.cli.main import main
+for name in {names}:
+    try:
+        main([name, "--help"])
+    except SystemExit:
+        pass
+{LOADED}"""
+    assert output_of(code)[-1] == "[]"
+
+
+@pytest.mark.parametrize("code", ["import auto_compressor", "import auto_compressor; dir(auto_compressor)"])
+def test_the_package_loads_nothing_large(code):
+    assert output_of(code + LOADED) == ["[]"]
+
+
+def test_searching_and_missing_names_load_nothing():
+    code = """
+import auto_compressor, importlib.util
+print(importlib.util.find_spec("transformers").name, importlib.util.find_spec("auto_compressor.losses").name)
+print(importlib.util.find_spec("auto_compressor.missing"), hasattr(auto_compressor, "missing"))
+"""
+    assert output_of(code + LOADED) == ["transformers auto_compressor.losses", "None False", "[]"]
+
+
+# Orders of imports
+
+ORDERS = {
+    "package first": "import auto_compressor; import transformers",
+    "transformers first": "from transformers import AutoModel; import auto_compressor",
+    "reloaded after": "import auto_compressor, transformers, importlib; importlib.reload(auto_compressor)",
+    "a model in between": "import auto_compressor, transformers.models.llama.modeling_llama",
+    "layers in between": "import auto_compressor; import transformers.modeling_layers",
+    "an attribute": "import auto_compressor; auto_compressor.POLICIES",
+    "a module as attribute": "import auto_compressor; auto_compressor.softprompts.save_softprompt",
+    "all names": "from auto_compressor import *",
+    "a cache": "from auto_compressor.softprompt_cache import SoftpromptCache",
+    "no model at all": "import auto_compressor.bundled, auto_compressor.cli.main, auto_compressor.assets",
+    "the registration": "import auto_compressor.registration",
+    "bases": "import auto_compressor.bases",
+    "the trainer": "import auto_compressor.train",
+    "peft in between": "import auto_compressor; import peft",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+def test_models_are_registered_after(order):
+    assert output_of(order + USE) == ["LlamaAutoCompressorModel", "False"]
+
+
+def test_names_of_transformers_are_there_at_once():
+    """The README's order: a name of transformers, bound in the import that ends with the registration."""
+    code = f"""
+import auto_compressor
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
+from auto_compressor import LlamaAutoCompressorConfig
+{NAMES}
+print(type(AutoModelForCausalLM.from_config(LlamaAutoCompressorConfig(**sizes, summary_length=2))).__name__)
+"""
+    assert output_of(code) == ["LlamaAutoCompressorModel"]
+
+
+def test_pickled_classes_register():
+    """Another process reads a class by its module and name."""
+    code = f"""
+import pickle
+print(pickle.loads({b"cauto_compressor.softprompt_cache" + bytes([10]) + b"SoftpromptCache" + bytes([10]) + b"."!r}))
+"""
+    lines = output_of(code + USE)
+    assert lines == ["<class 'auto_compressor.softprompt_cache.SoftpromptCache'>", "LlamaAutoCompressorModel", "False"]
+
+
+def test_threads():
+    code = """
+import threading, auto_compressor, importlib
+names = ["transformers", "auto_compressor.losses", "auto_compressor.segments", "auto_compressor.bundled"]
+threads = [threading.Thread(target=importlib.import_module, args=[name]) for name in names]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    assert output_of(code + USE) == ["LlamaAutoCompressorModel", "False"]
+
+
+def test_a_module_that_fails(tmp_path):
+    """Its error goes out as it is, and the next import of the package registers."""
+    (tmp_path / "failing.py").write_text("import transformers\nraise OSError('as it is')\n")
+    code = f"""
+import auto_compressor
+auto_compressor.__path__.append({str(tmp_path)!r})
+try:
+    import auto_compressor.failing
+except OSError as error:
+    print(error)
+import auto_compressor.bundled
+"""
+    assert output_of(code + USE) == ["as it is", "LlamaAutoCompressorModel", "False"]
+
+
+def test_transformers_that_fails(tmp_path):
+    """The package waits for a transformers that can be loaded."""
+    (tmp_path / "transformers.py").write_text("raise ImportError('broken')\n")
+    code = f"""
+import sys, auto_compressor
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import transformers
+except ImportError as error:
+    print(error)
+sys.path.remove({str(tmp_path)!r})
+"""
+    assert output_of(code + USE) == ["broken", "LlamaAutoCompressorModel", "False"]
+
+
+def test_the_loaders_of_modules_stay_usable():
+    code = """
+import auto_compressor, inspect, importlib
+import auto_compressor.bundled as bundled, transformers
+print(importlib.reload(bundled) is bundled, "BUNDLED" in inspect.getsource(bundled), type(bundled.__loader__).__name__)
+"""
+    assert output_of(code) == ["True True SourceFileLoader"]
+
+
+# Public names
+
+
+def test_public_names():
+    assert len(auto_compressor.__all__) == len(set(auto_compressor.__all__)) == 48
+    assert set(auto_compressor.__all__) <= set(dir(auto_compressor))
+    for name in auto_compressor.__all__:
+        module = importlib.import_module(f"auto_compressor.{auto_compressor.MODULES[name]}")
+        assert getattr(auto_compressor, name) is getattr(module, name)
+    with pytest.raises(AttributeError, match="module 'auto_compressor' has no attribute 'missing'"):
+        auto_compressor.missing  # noqa: B018
