@@ -354,7 +354,9 @@ def make_autocompressor_trainer(
 ) -> SubstepTrainer:
     model, tokenizer = load_model_and_tokenizer(model_args, training_args)
     block_size = data_args.block_size or default_block_size(model, training_args)
-    datasets = load_checked_datasets(data_args, training_args, tokenizer, block_size, model_args.cache_dir)
+    datasets = load_checked_datasets(
+        data_args, training_args, tokenizer, block_size, model_args.cache_dir, vocab_size=model.config.vocab_size
+    )
     model = add_lora(model, model_args, training_args)
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return SubstepTrainer(
@@ -426,7 +428,13 @@ def make_hierarchical_trainer(
     # A document ends with the end-of-text token, and no block goes on into the next one.
     data_args = replace(data_args, add_special_tokens=True)
     datasets = load_checked_datasets(
-        data_args, training_args, tokenizer, model.config.block_size, model_args.cache_dir, cut=cut_documents
+        data_args,
+        training_args,
+        tokenizer,
+        model.config.block_size,
+        model_args.cache_dir,
+        cut=cut_documents,
+        vocab_size=tokenizer.vocab_size,
     )
     return HierarchicalTrainer(
         model=model,
@@ -507,10 +515,10 @@ def make_byte_lm_trainer(
     )
     with training_args.main_process_first(desc="looking for WikiText-103"):
         data_args = with_wikitext(data_args, model_args.cache_dir)
-    options = {}
+    options: dict[str, Any] = {"vocab_size": model.config.vocab_size}
     if not model.config.window_end_target or model.config.carry_state:
         # A document ends with the end-of-text token, and no window goes on into the next one.
-        data_args, options = replace(data_args, add_special_tokens=True), {"cut": cut_documents}
+        data_args, options = replace(data_args, add_special_tokens=True), options | {"cut": cut_documents}
     datasets = load_checked_datasets(data_args, training_args, tokenizer, window, model_args.cache_dir, **options)
     # As its `processing_class`, the tokenizer would give the model a padding token that it has no embedding of.
     return ByteLMTrainer(
@@ -559,7 +567,14 @@ def make_activation_trainer(
     check_tokenizer(tokenizer, base_model.config)
     compressor = load_compressor(model_args, base_model)
     report_parameters(compressor)
-    datasets = load_checked_datasets(data_args, training_args, tokenizer, model_args.max_length, model_args.cache_dir)
+    datasets = load_checked_datasets(
+        data_args,
+        training_args,
+        tokenizer,
+        model_args.max_length,
+        model_args.cache_dir,
+        vocab_size=base_model.config.vocab_size,
+    )
     return ActivationTrainer(
         model=CompressorWithBase(compressor, base_model, model_args.continuation_length, model_args.segment_length),
         args=training_args,
@@ -598,7 +613,9 @@ def make_continuous_trainer(
 ) -> ContinuousTrainer:
     model, tokenizer = load_continuous_text(model_args)
     block_size = CONTINUOUS_BLOCK_SIZE if data_args.block_size is None else data_args.block_size
-    datasets = load_checked_datasets(data_args, training_args, tokenizer, block_size, model_args.cache_dir)
+    datasets = load_checked_datasets(
+        data_args, training_args, tokenizer, block_size, model_args.cache_dir, vocab_size=model.config.vocab_size
+    )
     return ContinuousTrainer(
         model=model,
         args=training_args,
