@@ -15,7 +15,6 @@ from the last whole checkpoint of `--output_dir`, if there is one.
 import argparse
 import csv
 import importlib.util
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -42,7 +41,6 @@ from transformers import (
     set_seed,
 )
 from transformers import TrainingArguments as HfTrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from . import (
@@ -88,6 +86,13 @@ from .training.arguments import (
     TrainingArguments,
 )
 from .training.data import DataCollator, cut_documents, load_datasets, with_wikitext
+from .training.resuming import (
+    check_settings,
+    find_checkpoint,
+    last_whole_checkpoint,  # noqa: F401, a name of this module
+    settings_of,
+    write_settings,
+)
 from .training.substep_trainer import SubstepTrainer
 
 
@@ -116,30 +121,6 @@ TRACKERS = ("mlflow", "tensorboard", "wandb")
 
 # Fields of a config that makes no summary vectors.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
-
-
-def last_whole_checkpoint(output_dir: str) -> str | None:
-    """Returns the newest checkpoint that was written to its end: the state of the trainer is written last."""
-
-    def step(folder: Path) -> int:
-        return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
-
-    def is_whole(folder: Path) -> bool:
-        try:
-            return json.loads((folder / "trainer_state.json").read_text())["global_step"] == step(folder)
-        except (OSError, ValueError, KeyError):
-            return False
-
-    folders = [folder for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_whole(folder)]
-    return str(max(folders, key=step)) if folders else None
-
-
-def find_checkpoint(training_args: TrainingArguments) -> str | None:
-    """`--resume_from_checkpoint`: a folder, `true` for the last one there is, or none."""
-    asked = training_args.resume_from_checkpoint
-    if asked is None or str(asked).lower() == "false":
-        return None
-    return last_whole_checkpoint(training_args.output_dir) if str(asked).lower() == "true" else str(asked)
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
@@ -687,14 +668,25 @@ def check_trackers(training_args: HfTrainingArguments):
             raise ValueError(f'--report_to {name} needs {name}: pip install "auto-compressor[track]"')
 
 
+def begin_run(model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments) -> str | None:
+    """The checkpoint to go on from, whose run must have these settings; they are written for the next time."""
+    settings, checkpoint = settings_of(model_args, data_args, training_args), find_checkpoint(training_args)
+    if checkpoint is not None:
+        check_settings(Path(checkpoint).parent, settings)
+    if training_args.process_index == 0:
+        write_settings(Path(training_args.output_dir), settings)
+    return checkpoint
+
+
 def run(family: Family, model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments):
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both.")
     check_trackers(training_args)
+    checkpoint = begin_run(model_args, data_args, training_args) if training_args.do_train else None
     set_seed(training_args.seed)
     trainer = family.make_trainer(model_args, data_args, training_args)
     if training_args.do_train:
-        train(trainer, find_checkpoint(training_args))
+        train(trainer, checkpoint)
     if training_args.do_eval:
         evaluate(trainer, family.report_rows)
     # A process that leaves while its last messages are under way can hang in gloo, and so can DDP freed at exit.
