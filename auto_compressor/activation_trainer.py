@@ -11,6 +11,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from .cache_names import as_cache
 from .configuration_activation_compressor import ActivationCompressorConfig
 from .evaluation.activation import activation_metrics, continuation_statistics
+from .loading import load
 from .losses import shift_labels_left
 from .merging_cache import merging_attention
 from .modeling_activation_compressor import ActivationCompressor, ActivationCompressorOutput
@@ -118,7 +119,7 @@ class ActivationTrainer(StatisticsMixin, Trainer):
         folder, trained = Path(resume_from_checkpoint), self.accelerator.unwrap_model(model or self.model)
         trained.compressor.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
         if not trained.config.freeze_base:
-            saved = AutoModelForCausalLM.from_pretrained(folder / BASE_FOLDER, dtype=trained.base_model.dtype)
+            saved = load(AutoModelForCausalLM, folder / BASE_FOLDER, dtype=trained.base_model.dtype)
             trained.base_model.load_state_dict(saved.state_dict())
 
 

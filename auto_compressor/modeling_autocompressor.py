@@ -34,6 +34,7 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from . import adapters
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
 from .cache_names import as_cache, takes_cache
 from .configuration_autocompressor import (
@@ -91,6 +92,16 @@ class SegmentOutput:
     attentions: tuple[torch.Tensor, ...] | None
 
 
+def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
+    """`from_pretrained` of a folder of adapters, or of what lies beside them as their base."""
+    for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
+        kwargs.pop(name, None)
+    merged = adapters.is_adapter(folder)
+    model = (adapters.load_merged if merged else adapters.load_adapted_base)(model_class, folder, **kwargs)
+    nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+    return (model, nothing) if output_loading_info else model
+
+
 class AutoCompressorMixin(AutoCompressorGenerationMixin):
     """
     Turns a decoder-only `...ForCausalLM` into an AutoCompressor: `class X(AutoCompressorMixin, XForCausalLM)`.
@@ -127,10 +138,16 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         """
         As in transformers, from a plain checkpoint of the base model, a published AutoCompressor or one of ours.
 
+        Adapters of a folder that `train.py --lora` wrote are merged into their base. Code in a folder is never run.
+
         Raises:
             OSError: if the checkpoint is damaged, or its weights do not fit its config.
             ValueError: if it belongs to another kind of model.
         """
+        folder = str(pretrained_model_name_or_path)
+        if adapters.is_adapter(folder) or adapters.is_adapted_base(folder):
+            return load_with_adapters(cls, folder, **kwargs)
+        kwargs.setdefault("trust_remote_code", False)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except (SafetensorError, UnpicklingError, EOFError, OSError) as error:

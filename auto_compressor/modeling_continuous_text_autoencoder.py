@@ -6,10 +6,11 @@ The encoder gives a normal distribution for every latent, training decodes sampl
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
+from . import loading
 from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
 from .continuous_layers import ChunkDecoder, ChunkEncoder, ConvDecoder, ConvEncoder
 from .continuous_outputs import (
@@ -39,8 +40,8 @@ def kl_from_standard_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.T
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Returns the tokenizer beside a checkpoint; an `OSError` says so where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        return loading.load_tokenizer(name)
+    except OSError as error:
         raise OSError(f"No tokenizer beside the model {name!r}: give `tokenizer`, or ids in place of text.") from error
 
 

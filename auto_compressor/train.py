@@ -17,7 +17,6 @@ from the last whole checkpoint of `--output_dir`, if there is one.
 import argparse
 import csv
 import importlib.util
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -29,13 +28,12 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    AutoTokenizer,
     HfArgumentParser,
     PreTrainedConfig,
     PreTrainedModel,
@@ -45,7 +43,6 @@ from transformers import (
     set_seed,
 )
 from transformers import TrainingArguments as HfTrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from . import (
@@ -58,8 +55,11 @@ from . import (
     GRUByteConfig,
     HierarchicalAutoencoder,
     HierarchicalAutoencoderConfig,
+    adapters,
+    loading,
 )
 from .activation_trainer import ActivationTrainer, CompressorWithBase
+from .adapters import check_untied, save_adapters
 from .adaptive_trainer import ByteLMTrainer
 from .bases import (
     autocompressor_class,
@@ -72,6 +72,7 @@ from .bundled import BUNDLED_TOKENIZER
 from .continuous_trainer import ContinuousTrainer
 from .control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
 from .hierarchical_trainer import HierarchicalTrainer
+from .loading import load, reading
 from .modeling_continuous_text_autoencoder import check_tokenizer as check_vocabulary
 from .training.arguments import (
     ActivationArguments,
@@ -87,6 +88,13 @@ from .training.arguments import (
     TrainingArguments,
 )
 from .training.data import DataCollator, cut_documents, load_datasets, with_wikitext
+from .training.resuming import (
+    check_settings,
+    find_checkpoint,
+    last_whole_checkpoint,  # noqa: F401, a name of this module
+    settings_of,
+    write_settings,
+)
 from .training.substep_trainer import SubstepTrainer
 
 
@@ -117,34 +125,10 @@ TRACKERS = ("mlflow", "tensorboard", "wandb")
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
 
 
-def last_whole_checkpoint(output_dir: str) -> str | None:
-    """Returns the newest checkpoint that was written to its end: the state of the trainer is written last."""
-
-    def step(folder: Path) -> int:
-        return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
-
-    def is_whole(folder: Path) -> bool:
-        try:
-            return json.loads((folder / "trainer_state.json").read_text())["global_step"] == step(folder)
-        except (OSError, ValueError, KeyError):
-            return False
-
-    folders = [folder for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_whole(folder)]
-    return str(max(folders, key=step)) if folders else None
-
-
-def find_checkpoint(training_args: TrainingArguments) -> str | None:
-    """`--resume_from_checkpoint`: a folder, `true` for the last one there is, or none."""
-    asked = training_args.resume_from_checkpoint
-    if asked is None or str(asked).lower() == "false":
-        return None
-    return last_whole_checkpoint(training_args.output_dir) if str(asked).lower() == "true" else str(asked)
-
-
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     """Loads --tokenizer_name, else the tokenizer of the model; the `tiny` model has the bundled one."""
     name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
-    return AutoTokenizer.from_pretrained(
+    return loading.load_tokenizer(
         BUNDLED_TOKENIZER if name == "tiny" else resolve_base(name),
         cache_dir=model_args.cache_dir,
         use_fast=model_args.use_fast_tokenizer,
@@ -197,7 +181,7 @@ def load_model_and_tokenizer(
     model_class = autocompressor_class(base_config.model_type)
     tokenizer = load_tokenizer(model_args)
     fields = summary_config(training_args, tokenizer, base_config)
-    config = model_class.config_class.from_pretrained(resolve_base(name or config_name), **hub, **fields)
+    config = load(model_class.config_class, resolve_base(name or config_name), **hub, **fields)
     check_tokenizer(tokenizer, config)
     attention = choose_attention(model_args, training_args)
     if name is None:
@@ -207,7 +191,7 @@ def load_model_and_tokenizer(
         half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
         dtype = half if model_args.lora or model_args.lora_path else torch.float32
         folder = resolve_base(name)
-        model = model_class.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention, **hub)
+        model = load(model_class, folder, config=config, dtype=dtype, attn_implementation=attention, **hub)
     if fields.get("sum_token_id") is not None:
         resize_for_control_tokens(model, len(tokenizer))
     if training_args.max_position_embeddings not in (None, config.max_position_embeddings):
@@ -218,18 +202,32 @@ def load_model_and_tokenizer(
 def add_lora(model: PreTrainedModel, model_args: ModelArguments, training_args: TrainingArguments) -> PreTrainedModel:
     """Adds new or trained adapters, if asked for; what makes the summary vectors is trained and saved with them."""
     if model_args.lora_path is not None:
-        adapted = PeftModel.from_pretrained(model, model_args.lora_path, is_trainable=training_args.do_train)
+        adapted = load_adapters(model, model_args.lora_path, training_args.do_train)
     elif model_args.lora:
         adapted = get_peft_model(model, lora_config(model, model_args))
     else:
         return model
-    # Two rows are trained of embeddings that may have grown: by default all rows would be saved with the adapters.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = partial(save_adapters, adapted, PeftModel.save_pretrained)
     return adapted
 
 
+def load_adapters(model: PreTrainedModel, folder: str, trained: bool) -> PeftModel:
+    """The model with the adapters of --lora_path, unmerged. A `ValueError` for tied embeddings that are trained on."""
+    with reading(f"--lora_path {folder!r} cannot be loaded"):
+        config = PeftConfig.from_pretrained(folder)
+        if trained:
+            check_untied("--lora_path", adapters.named_modules(config), model)
+        return PeftModel.from_pretrained(model, folder, is_trainable=trained)
+
+
 def lora_config(model: PreTrainedModel, model_args: ModelArguments) -> LoraConfig:
-    """Adapters for --lora_target_modules, and in full what makes the summary vectors."""
+    """Adapters for --lora_target_modules, and in full what makes the summary vectors.
+
+    Raises:
+        ValueError: for adapters of tied embeddings.
+    """
+    check_untied("--lora_target_modules", model_args.lora_target_modules, model)
+    check_untied("--lora_modules_to_save", model_args.lora_modules_to_save, model)
     own = {"embed_summary": model.embed_summary, "stop_head": model.stop_head}
     modules = [name for name in model_args.lora_modules_to_save if name not in own]
     modules += [name for name, module in own.items() if module is not None]
@@ -339,7 +337,9 @@ def make_autocompressor_trainer(
 ) -> SubstepTrainer:
     model, tokenizer = load_model_and_tokenizer(model_args, training_args)
     block_size = data_args.block_size or default_block_size(model, training_args)
-    datasets = load_checked_datasets(data_args, training_args, tokenizer, block_size, model_args.cache_dir)
+    datasets = load_checked_datasets(
+        data_args, training_args, tokenizer, block_size, model_args.cache_dir, vocab_size=model.config.vocab_size
+    )
     model = add_lora(model, model_args, training_args)
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return SubstepTrainer(
@@ -388,23 +388,19 @@ def load_hierarchical(model_args: HierarchicalArguments, block_size: int | None)
         OSError: if it cannot be read.
     """
     name, attention = model_args.model_name_or_path, {"attn_implementation": model_args.attn_implementation}
+    problem = f"--model_name_or_path {name!r} cannot be loaded"
     if name is None:
         return HierarchicalAutoencoder._from_config(hierarchical_config(model_args, block_size), **attention)
-    hub = {"cache_dir": model_args.cache_dir}
-    try:
-        start = HierarchicalAutoencoderConfig.from_pretrained(name, **hub)
-        if (model_args.num_levels or start.num_levels) < start.num_levels:
-            raise ValueError(
-                f"--num_levels must be {start.num_levels} or more, as {name} has, got {model_args.num_levels}."
-            )
-        config = hierarchical_config(model_args, block_size, start)
-        # The language model over the codes starts anew where they are those of a new level.
-        grown = config.num_levels > start.num_levels
-        return HierarchicalAutoencoder.from_pretrained(
-            name, config=config, dtype=torch.float32, ignore_mismatched_sizes=grown, **hub, **attention
+    options = {"cache_dir": model_args.cache_dir, "problem": problem}
+    start = load(HierarchicalAutoencoderConfig, name, **options)
+    if (model_args.num_levels or start.num_levels) < start.num_levels:
+        raise ValueError(
+            f"--num_levels must be {start.num_levels} or more, as {name} has, got {model_args.num_levels}."
         )
-    except OSError as error:
-        raise OSError(f"--model_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config = hierarchical_config(model_args, block_size, start)
+    # The language model over the codes starts anew where they are those of a new level.
+    grown = {"ignore_mismatched_sizes": config.num_levels > start.num_levels}
+    return load(HierarchicalAutoencoder, name, config=config, dtype=torch.float32, **grown, **options, **attention)
 
 
 def make_hierarchical_trainer(
@@ -415,7 +411,13 @@ def make_hierarchical_trainer(
     # A document ends with the end-of-text token, and no block goes on into the next one.
     data_args = replace(data_args, add_special_tokens=True)
     datasets = load_checked_datasets(
-        data_args, training_args, tokenizer, model.config.block_size, model_args.cache_dir, cut=cut_documents
+        data_args,
+        training_args,
+        tokenizer,
+        model.config.block_size,
+        model_args.cache_dir,
+        cut=cut_documents,
+        vocab_size=tokenizer.vocab_size,
     )
     return HierarchicalTrainer(
         model=model,
@@ -464,16 +466,15 @@ def make_or_load(
         ValueError: for values that make no model.
         OSError: if it cannot be read.
     """
-    name, hub = model_args.model_name_or_path, {"cache_dir": model_args.cache_dir}
+    name = model_args.model_name_or_path
     try:
         if name is None:
             return auto_class.from_config(config_class(**given))
-        config = config_class.from_pretrained(name, **hub, **given)
-        return auto_class.from_pretrained(name, config=config, dtype=torch.float32, **hub)
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"--model_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    options = {"cache_dir": model_args.cache_dir, "problem": f"--model_name_or_path {name!r} cannot be loaded"}
+    config = load(config_class, name, **options, **given)
+    return load(auto_class, name, config=config, dtype=torch.float32, **options)
 
 
 def report_parameters(model: PreTrainedModel):
@@ -497,10 +498,10 @@ def make_byte_lm_trainer(
     )
     with training_args.main_process_first(desc="looking for WikiText-103"):
         data_args = with_wikitext(data_args, model_args.cache_dir)
-    options = {}
+    options: dict[str, Any] = {"vocab_size": model.config.vocab_size}
     if not model.config.window_end_target or model.config.carry_state:
         # A document ends with the end-of-text token, and no window goes on into the next one.
-        data_args, options = replace(data_args, add_special_tokens=True), {"cut": cut_documents}
+        data_args, options = replace(data_args, add_special_tokens=True), options | {"cut": cut_documents}
     datasets = load_checked_datasets(data_args, training_args, tokenizer, window, model_args.cache_dir, **options)
     # As its `processing_class`, the tokenizer would give the model a padding token that it has no embedding of.
     return ByteLMTrainer(
@@ -521,17 +522,15 @@ def load_compressor(model_args: ActivationArguments, base_model: PreTrainedModel
         ValueError: for values that make no compressor, or one that belongs to another base.
         OSError: if it cannot be read.
     """
-    given, hub = compressor_fields(model_args), {"cache_dir": model_args.cache_dir}
-    name = model_args.compressor_name_or_path
+    given, name = compressor_fields(model_args), model_args.compressor_name_or_path
     try:
         if name is None:
             return ActivationCompressor.from_base(base_model, **given)
-        config = ActivationCompressorConfig.from_pretrained(name, **hub, **given)
-        compressor = ActivationCompressor.from_pretrained(name, config=config, dtype=torch.float32, **hub)
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"--compressor_name_or_path {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    options = {"cache_dir": model_args.cache_dir, "problem": f"--compressor_name_or_path {name!r} cannot be loaded"}
+    config = load(ActivationCompressorConfig, name, **options, **given)
+    compressor = load(ActivationCompressor, name, config=config, dtype=torch.float32, **options)
     compressor.check_identity(base_model)
     return compressor
 
@@ -547,11 +546,18 @@ def make_activation_trainer(
         attn_implementation=model_args.attn_implementation,
         **hub,
     )
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base(model_args.tokenizer_name or name), **hub)
+    tokenizer = loading.load_tokenizer(resolve_base(model_args.tokenizer_name or name), **hub)
     check_tokenizer(tokenizer, base_model.config)
     compressor = load_compressor(model_args, base_model)
     report_parameters(compressor)
-    datasets = load_checked_datasets(data_args, training_args, tokenizer, model_args.max_length, model_args.cache_dir)
+    datasets = load_checked_datasets(
+        data_args,
+        training_args,
+        tokenizer,
+        model_args.max_length,
+        model_args.cache_dir,
+        vocab_size=base_model.config.vocab_size,
+    )
     return ActivationTrainer(
         model=CompressorWithBase(compressor, base_model, model_args.continuation_length, model_args.segment_length),
         args=training_args,
@@ -573,8 +579,8 @@ def load_continuous_text(
     """
     tokenizer_name = model_args.tokenizer_name or model_args.model_name_or_path or BUNDLED_TOKENIZER
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, cache_dir=model_args.cache_dir)
-    except (OSError, ValueError) as error:
+        tokenizer = loading.load_tokenizer(tokenizer_name, cache_dir=model_args.cache_dir)
+    except OSError as error:
         raise OSError(f"There is no tokenizer in {str(tokenizer_name)!r}: give --tokenizer_name.") from error
     values = {field.name: getattr(model_args, field.name) for field in fields(model_args)}
     given = {name: value for name, value in values.items() if value not in (None, []) and name not in SOURCE_OPTIONS}
@@ -590,7 +596,9 @@ def make_continuous_trainer(
 ) -> ContinuousTrainer:
     model, tokenizer = load_continuous_text(model_args)
     block_size = CONTINUOUS_BLOCK_SIZE if data_args.block_size is None else data_args.block_size
-    datasets = load_checked_datasets(data_args, training_args, tokenizer, block_size, model_args.cache_dir)
+    datasets = load_checked_datasets(
+        data_args, training_args, tokenizer, block_size, model_args.cache_dir, vocab_size=model.config.vocab_size
+    )
     return ContinuousTrainer(
         model=model,
         args=training_args,
@@ -662,14 +670,25 @@ def check_trackers(training_args: HfTrainingArguments):
             raise ValueError(f'--report_to {name} needs {name}: pip install "auto-compressor[track]"')
 
 
+def begin_run(model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments) -> str | None:
+    """The checkpoint to go on from, whose run must have these settings; they are written for the next time."""
+    settings, checkpoint = settings_of(model_args, data_args, training_args), find_checkpoint(training_args)
+    if checkpoint is not None:
+        check_settings(Path(checkpoint).parent, settings)
+    if training_args.process_index == 0:
+        write_settings(Path(training_args.output_dir), settings)
+    return checkpoint
+
+
 def run(family: Family, model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments):
     if not (training_args.do_train or training_args.do_eval):
         raise ValueError("Nothing to do: give --do_train, --do_eval or both.")
     check_trackers(training_args)
+    checkpoint = begin_run(model_args, data_args, training_args) if training_args.do_train else None
     set_seed(training_args.seed)
     trainer = family.make_trainer(model_args, data_args, training_args)
     if training_args.do_train:
-        train(trainer, find_checkpoint(training_args))
+        train(trainer, checkpoint)
     if training_args.do_eval:
         evaluate(trainer, family.report_rows)
     # A process that leaves while its last messages are under way can hang in gloo, and so can DDP freed at exit.

@@ -1,11 +1,15 @@
 """What the trainers of all families add to that of transformers."""
 
+import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EvalPrediction
+from transformers import EvalPrediction, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import has_length
 
 from .muon import muon_with_adamw
 
@@ -45,6 +49,28 @@ class TrainerMixin:
         if self.state.global_step >= self.state.max_steps:
             return [], None
         return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """The passes over the data that are done, and the batches of the next one: of a stream, as it was left."""
+        begin = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        if checkpoint is None or self.state.epoch is None or has_length(self.train_dataset):
+            return begin
+        passes, batches = self.place_in_stream(checkpoint)
+        return passes, 0 if self.args.ignore_data_skip else batches
+
+    def place_in_stream(self, checkpoint: str) -> tuple[int, int]:
+        """
+        The passes over a stream before the one that a checkpoint was written in, and the batches read of that one.
+
+        The length of a stream is not known. Transformers takes it to be `max_steps`, and resumes as if a pass were as
+        long as that; but `epoch` in its state counts passes, and of the last one the steps as shares of `max_steps`.
+        """
+        saved = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        passes = max(0, math.ceil(saved.epoch) - 1)
+        steps = round((saved.epoch - passes) * saved.max_steps)
+        return passes, steps * self.args.gradient_accumulation_steps
 
     def track(self, name: str, value: torch.Tensor):
         """Adds to what is reported; of several batches in one step, every one adds its share."""

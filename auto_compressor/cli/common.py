@@ -138,14 +138,10 @@ def resolve_device(name: str | None):
 
 def load_tokenizer(name: str):
     """Returns the tokenizer that lies beside a model; an `OSError` names the model where there is none."""
-    from transformers import AutoTokenizer
-
+    from .. import loading
     from ..bases import resolve_base
 
-    try:
-        return AutoTokenizer.from_pretrained(resolve_base(name))
-    except (OSError, ValueError) as error:
-        raise OSError(f"Cannot load the tokenizer of {name!r}: {error}") from error
+    return loading.load_tokenizer(resolve_base(name), problem=f"Cannot load the tokenizer of {name!r}")
 
 
 def silence_loading():
@@ -235,16 +231,14 @@ def load_complete(args: argparse.Namespace, find_class: Callable):
         OSError: if there is none, or it is damaged or incomplete.
         ValueError: if `--model` is another kind of model, or `--device` is not there.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig
+
+    from ..loading import load
 
     silence_loading()
     device = resolve_device(args.device)
-    try:
-        auto_class = find_class(args.model, AutoConfig.from_pretrained(args.model))
-        model, found = auto_class.from_pretrained(args.model, dtype="auto", output_loading_info=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise OSError(f"Cannot load the model {args.model!r}: {str(error).splitlines()[0]}") from error
+    auto_class = find_class(args.model, load(AutoConfig, args.model))
+    model, found = load(auto_class, args.model, dtype="auto", output_loading_info=True)
     if found["missing_keys"]:
         raise OSError(f"Cannot load the model {args.model!r}: it lacks {', '.join(sorted(found['missing_keys']))}.")
     return model.eval().to(device)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
+from ..loading import load
 from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder, to_bytes
 from .likelihood import scoring_rows, text_log_likelihood
 
@@ -35,14 +36,14 @@ class HierarchicalAELM(LM):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"`batch_size` must be 1 or more, got {batch_size!r}.")
-        config = AutoConfig.from_pretrained(checkpoint)
+        config = load(AutoConfig, checkpoint)
         if not isinstance(config, HierarchicalAutoencoderConfig):
             raise ValueError(
                 f"`checkpoint` must be a hierarchical_autoencoder, {checkpoint} is a {config.model_type}."
             )
         self.batch_size = int(batch_size)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = HierarchicalAutoencoder.from_pretrained(checkpoint, dtype="auto").eval().to(self._device)
+        self.model = load(HierarchicalAutoencoder, checkpoint, dtype="auto").eval().to(self._device)
 
     def score(self, texts: list[bytes], contexts: list[bytes], ends: bool, disable_tqdm: bool) -> list[float]:
         """Log-likelihoods in nats of texts of any length."""

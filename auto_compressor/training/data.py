@@ -32,6 +32,7 @@ from transformers.utils import logging
 
 from ..bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from ..evaluation.text_streams import READER_OF_ENDING
+from ..tokenization_bytes import ByteTokenizer
 from .arguments import DataTrainingArguments
 
 
@@ -41,6 +42,7 @@ WIKITEXT, WIKITEXT_CONFIG = "Salesforce/wikitext", "wikitext-103-raw-v1"
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 MODEL_COLUMNS = ("input_ids", "attention_mask", "labels")
 BLOCK_FEATURES = Features({"input_ids": List(Value("int32"))})
+BYTE_FEATURES = Features({"text": Value("large_binary")})
 STREAM_SHUFFLE_BUFFER = 1000
 
 AnyDataset = Dataset | IterableDataset
@@ -65,11 +67,40 @@ def cut_documents(examples: Iterable[dict[str, list[int]]], block_size: int) -> 
             yield {"input_ids": example["input_ids"][start : start + block_size]}
 
 
+def as_text(text: Any) -> Any:
+    """Bytes as the string that a [`ByteTokenizer`] makes the same bytes of, whatever they are."""
+    return text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text
+
+
+def byte_rows(files: list[tuple[str, int, int]], by_line: bool, keep_linebreaks: bool) -> Iterator[dict[str, bytes]]:
+    """The bytes of each file of `file_versions` as they are, in one row or a row per line."""
+    for path, *_ in files:
+        with open(path, "rb") as file:
+            for line in file if by_line else [file.read()]:
+                yield {"text": line if keep_linebreaks else line.rstrip(b"\r\n")}
+
+
+def file_versions(paths: list[str]) -> list[tuple[str, int, int]]:
+    """Path, size and time of every file: what is prepared of a file is not used for another version of it."""
+    stats = {str(Path(path).resolve()): Path(path).stat() for path in paths}
+    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
+
+
+def read_bytes(paths: list[str], streaming: bool, keep_linebreaks: bool, cache_dir: str | None) -> AnyDataset:
+    """Returns txt files as rows of bytes, with every carriage return, and whatever their encoding is."""
+    by_line = streaming or not keep_linebreaks
+    # A tuple: what is a list, `datasets` takes for shards.
+    options = {"files": tuple(file_versions(paths)), "by_line": by_line, "keep_linebreaks": keep_linebreaks}
+    if streaming:
+        return IterableDataset.from_generator(byte_rows, features=BYTE_FEATURES, gen_kwargs=options)
+    return Dataset.from_generator(byte_rows, features=BYTE_FEATURES, cache_dir=cache_dir, gen_kwargs=options)
+
+
 def tokenize_batch(
     examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, text_column: str, add_special_tokens: bool
 ) -> dict[str, list[list[int]]]:
-    """Returns the `input_ids` of every text. A `ValueError` if one is not a string."""
-    texts = examples[text_column]
+    """Returns the `input_ids` of every text, or of its bytes. A `ValueError` if one is not a string."""
+    texts = [as_text(text) for text in examples[text_column]]
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"--text_column {text_column!r} must hold strings only, got {text!r}.")
@@ -188,15 +219,19 @@ def read_files(
     streaming: bool = False,
     keep_linebreaks: bool = True,
     cache_dir: str | None = None,
+    as_bytes: bool = False,
 ) -> AnyDataset:
     """Returns the rows of all files in turn.
 
-    A txt file is one row, or a row per line where it is streamed or its line ends are dropped.
+    A txt file is one row, or a row per line where it is streamed or its line ends are dropped; with `as_bytes` its
+    bytes, else its text with every line end as `\\n`.
 
     Raises:
         OSError, ValueError: as `reader_of`; and a `ValueError` for files that do not hold what their ending says.
     """
     reader = reader_of(argument, paths)
+    if reader == "text" and as_bytes:
+        return read_bytes(paths, streaming, keep_linebreaks, cache_dir)
     options: dict[str, Any] = {}
     if reader == "text":
         sample_by = "document" if keep_linebreaks and not streaming else "line"
@@ -259,14 +294,20 @@ def with_wikitext(data_args: DataTrainingArguments, cache_dir: str | None) -> Da
 
 
 def read_tokenized(
-    argument: str, name: str, splits: tuple[str, ...], streaming: bool, cache_dir: str | None
+    argument: str,
+    name: str,
+    splits: tuple[str, ...],
+    streaming: bool,
+    cache_dir: str | None,
+    vocab_size: int | None = None,
 ) -> AnyDataset:
     """Returns the model's columns of a `save_to_disk` folder, a parquet or jsonl file, or a dataset of the hub.
 
     Of several splits it takes the first of `splits` that there is.
 
     Raises:
-        ValueError: without a column `input_ids`, or if there are several splits and none of `splits`.
+        ValueError: without a column `input_ids`, if there are several splits and none of `splits`, or for ids that
+            are not below `vocab_size`.
     """
     if Path(name).is_file() or Path(name).suffix.lower() in READER_OF_ENDING:
         dataset = read_files(argument, [name], streaming, cache_dir=cache_dir)
@@ -286,30 +327,59 @@ def read_tokenized(
     if "input_ids" not in columns:
         raise ValueError(f"{source} must have a column 'input_ids', got {list(columns)}.")
     dataset = dataset.select_columns([column for column in MODEL_COLUMNS if column in columns])
-    return dataset.to_iterable_dataset() if streaming and isinstance(dataset, Dataset) else dataset
+    if streaming and isinstance(dataset, Dataset):
+        dataset = dataset.to_iterable_dataset()
+    return within_vocabulary(dataset, source, vocab_size)
+
+
+def check_ids(rows: dict[str, list], source: str, vocab_size: int) -> dict[str, list]:
+    """Returns rows as they are. A `ValueError` for an id that a model with so many tokens has no embedding of."""
+    for column, least in (("input_ids", 0), ("labels", -100)):
+        ids = [index for row in rows.get(column, ()) for index in row]
+        if ids and not least <= min(ids) <= max(ids) < vocab_size:
+            wrong = max(ids) if max(ids) >= vocab_size else min(ids)
+            raise ValueError(
+                f"{source} must be tokenised for the vocabulary of the model, {vocab_size} ids, its {column} have"
+                f" {wrong}."
+            )
+    return rows
+
+
+def within_vocabulary(dataset: AnyDataset, source: str, vocab_size: int | None) -> AnyDataset:
+    """Checks the ids of a dataset: all of one in memory, those of a stream when they are read."""
+    if vocab_size is None:
+        return dataset
+    options = {"source": source, "vocab_size": vocab_size}
+    if isinstance(dataset, IterableDataset):
+        check_ids({column: [row] for column, row in first_row(dataset, source).items()}, **options)
+        return dataset.map(check_ids, batched=True, fn_kwargs=options)
+    for rows in dataset.iter(batch_size=1000):
+        check_ids(rows, **options)
+    return dataset
 
 
 def load_tokenized(
-    data_args: DataTrainingArguments, cache_dir: str | None
+    data_args: DataTrainingArguments, cache_dir: str | None, vocab_size: int | None = None
 ) -> tuple[AnyDataset | None, dict[str, AnyDataset]]:
     """Returns the tokenised training sets as one, and the validation sets by name."""
     argument = "--preprocessed_train_datasets"
     names = data_args.preprocessed_train_datasets
-    parts = [read_tokenized(argument, name, ("train",), data_args.streaming, cache_dir) for name in names]
+    options = (data_args.streaming, cache_dir, vocab_size)
+    parts = [read_tokenized(argument, name, ("train",), *options) for name in names]
     if len({tuple(sorted(first_row(part, argument))) for part in parts}) > 1:
         raise ValueError(f"{argument} must all have the same of the columns {MODEL_COLUMNS}, {names} differ.")
     argument = "--preprocessed_validation_datasets"
     validation = {
-        label: read_tokenized(argument, name, ("validation", "test"), False, cache_dir)
+        label: read_tokenized(argument, name, ("validation", "test"), False, cache_dir, vocab_size)
         for label, name in named_paths(argument, data_args.preprocessed_validation_datasets).items()
     }
     return (concatenate_datasets(parts) if parts else None), validation
 
 
 def read_text(
-    data_args: DataTrainingArguments, cache_dir: str | None
+    data_args: DataTrainingArguments, cache_dir: str | None, as_bytes: bool = False
 ) -> tuple[AnyDataset | None, dict[str, AnyDataset]]:
-    """Returns the training text and the validation texts by name, from a dataset, files, or the package."""
+    """Returns the training text and the validation texts by name, from a dataset, files (as bytes), or the package."""
     if data_args.dataset_name is not None:
         argument, name, config_name = "--dataset_name", data_args.dataset_name, data_args.dataset_config_name
         splits = read_named(argument, name, config_name, data_args.streaming, cache_dir)
@@ -323,10 +393,11 @@ def read_text(
         train_files, validation_files = [str(BUNDLED_TRAIN_TEXT)], [str(BUNDLED_VALIDATION_TEXT)]
     train = None
     if train_files:
-        train = read_files("--train_file", train_files, data_args.streaming, data_args.keep_linebreaks, cache_dir)
+        options = (data_args.keep_linebreaks, cache_dir, as_bytes)
+        train = read_files("--train_file", train_files, data_args.streaming, *options)
     argument = "--validation_file"
     validation = {
-        label: read_files(argument, [path], keep_linebreaks=data_args.keep_linebreaks, cache_dir=cache_dir)
+        label: read_files(argument, [path], False, data_args.keep_linebreaks, cache_dir, as_bytes)
         for label, path in named_paths(argument, validation_files).items()
     }
     return train, validation
@@ -384,6 +455,7 @@ def load_datasets(
     cache_dir: str | None = None,
     seed: int = 42,
     cut: BlockCutter = pack_blocks,
+    vocab_size: int | None = None,
 ) -> tuple[AnyDataset | None, dict[str, Dataset]]:
     """
     Loads the training set and the validation sets. The same call gives the same rows in the same order.
@@ -397,6 +469,7 @@ def load_datasets(
             1000 rows. A training set in memory is in the order of the text: the sampler of the trainer shuffles it.
         cut (`Callable`, defaults to `pack_blocks`): Makes blocks of documents, across their borders (`pack_blocks`) or
             within them (`cut_documents`).
+        vocab_size (`int`, *optional*): Of the model, which the ids of tokenised datasets must be below.
 
     Returns:
         `tuple`: The training set (`None` if there are only validation sets) and the validation sets by name. Rows hold
@@ -410,9 +483,9 @@ def load_datasets(
     """
     check_data_arguments(data_args, block_size)
     if data_args.preprocessed_train_datasets or data_args.preprocessed_validation_datasets:
-        train, validation = load_tokenized(data_args, cache_dir)
+        train, validation = load_tokenized(data_args, cache_dir, vocab_size)
     else:
-        train, validation = read_text(data_args, cache_dir)
+        train, validation = read_text(data_args, cache_dir, as_bytes=isinstance(tokenizer, ByteTokenizer))
         common = (tokenizer, block_size, data_args, cache_dir, cut)
         train = None if train is None else text_to_blocks(train, "The training text", *common)
         validation = {

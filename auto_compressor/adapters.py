@@ -1,0 +1,133 @@
+"""LoRA adapters of AutoCompressors: which can be trained, how they are saved, and how they are merged.
+
+A folder of adapters also has the folder `adapted_base`, with the config of the AutoCompressor and the name of the
+checkpoint that its weights come from. PEFT takes that as the base, so that nothing of the summary vectors is lost.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .loading import load, reading
+
+
+# What `from_pretrained` takes and is no field of a config.
+MODEL_OPTIONS = ("attn_implementation", "cache_dir", "device_map", "dtype", "revision", "token")
+BASE_FOLDER, BASE_FILE = "adapted_base", "base.json"
+
+
+def tied_modules(model: PreTrainedModel, names: Iterable[str] | None) -> list[str]:
+    """Those of `names`, as in `target_modules` of PEFT, that are the input or output embeddings of a tied model."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if not model.config.tie_word_embeddings or None in ends:
+        return []
+    paths = [path for path, module in model.named_modules() if module in ends]
+    return [name for name in names or () if any(f".{path}".endswith(f".{name}") for path in paths)]
+
+
+def check_untied(argument: str, names: list[str], model: PreTrainedModel):
+    """Raises a `ValueError` for adapters of weights that two modules share: merged, they would change both."""
+    if tied := tied_modules(model, names):
+        raise ValueError(
+            f"{argument} must not name {', '.join(tied)}: the model ties its input and output embeddings, and adapters"
+            " of one of them cannot be merged. Leave them out, or start from an untied model."
+        )
+
+
+def save_adapters(adapted: PeftModel, save: Callable, folder: str, **kwargs: Any):
+    """Saves adapters, without the embeddings that may have grown, and what they are the adapters of."""
+    base = adapted.get_base_model()
+    # Two rows are trained of embeddings that may have grown: by default all rows would be saved.
+    save(adapted, folder, save_embedding_layers=False, **kwargs)
+    if not kwargs.get("is_main_process", True):
+        return
+    target = Path(folder).resolve() / BASE_FOLDER
+    base.config.save_pretrained(target)
+    (target / BASE_FILE).write_text(json.dumps({"base_model_name_or_path": base.name_or_path}))
+    config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
+    config["base_model_name_or_path"] = str(target)
+    (Path(folder) / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def is_adapter(folder: str) -> bool:
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def is_adapted_base(folder: str) -> bool:
+    return (Path(folder) / BASE_FILE).is_file()
+
+
+def base_name(folder: str) -> str:
+    """The checkpoint under the adapters of a folder."""
+    with reading(f"Cannot load the adapters {folder!r}"):
+        if (Path(folder) / BASE_FOLDER / BASE_FILE).is_file():
+            folder = str(Path(folder) / BASE_FOLDER)
+        if is_adapted_base(folder):
+            return json.loads((Path(folder) / BASE_FILE).read_text())["base_model_name_or_path"]
+        return base_name_of_config(PeftConfig.from_pretrained(folder))
+
+
+def base_name_of_config(config: PeftConfig) -> str:
+    """A base that was written with the adapters may have been moved: then it is not there."""
+    name = config.base_model_name_or_path
+    return base_name(name) if is_adapted_base(name) else name
+
+
+def load_adapted_base(
+    model_class: type[PreTrainedModel], folder: str, config: PreTrainedConfig | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """Loads the checkpoint under adapters, with the config and the tokens that lie beside them."""
+    options = {name: kwargs.pop(name) for name in MODEL_OPTIONS if kwargs.get(name) is not None}
+    if config is None:
+        config, kwargs = load(model_class.config_class, folder, return_unused_kwargs=True, **kwargs)
+    base = base_name(folder)
+    # Adapters may come with tokens that the base has no rows for.
+    num_tokens, config.vocab_size = config.vocab_size, load(model_class.config_class, base).vocab_size
+    model = load(model_class, base, config=config, **options, **kwargs)
+    if num_tokens != model.config.vocab_size:
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    return model
+
+
+def load_merged(model_class: type[PreTrainedModel], folder: str, **kwargs: Any) -> PreTrainedModel:
+    """
+    Loads adapters and merges them into their base.
+
+    Args:
+        model_class (`type`): The AutoCompressor.
+        folder (`str`): What `train.py --lora` wrote.
+        kwargs: As for `from_pretrained`; config fields such as `summary_length` too.
+
+    Raises:
+        OSError: if the adapters or their base are missing or damaged.
+    """
+    model = load_adapted_base(model_class, folder, **kwargs)
+    with reading(f"Cannot load the adapters {folder!r}"):
+        config = PeftConfig.from_pretrained(folder)
+        if tied_modules(model, named_modules(config)):
+            untie(model)
+        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    return merged
+
+
+def named_modules(config: PeftConfig) -> list[str]:
+    targets = config.target_modules or []
+    return [*([targets] if isinstance(targets, str) else targets), *(config.modules_to_save or [])]
+
+
+@torch.no_grad()
+def untie(model: PreTrainedModel):
+    """Gives the head weights of its own, equal to those of the embeddings."""
+    head = model.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+
+
+__all__ = ["check_untied", "load_adapted_base", "load_merged", "save_adapters"]

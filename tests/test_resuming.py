@@ -1,0 +1,106 @@
+"""Which checkpoint a run goes on from, with which settings, and what it reads."""
+
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from auto_compressor import ByteTokenizer, LlamaAutoCompressorModel
+from auto_compressor.adapters import save_adapters
+from auto_compressor.train import lora_config
+from auto_compressor.training.arguments import DataTrainingArguments, ModelArguments
+from auto_compressor.training.data import load_datasets
+from auto_compressor.training.resuming import last_whole_checkpoint
+
+
+TINY = "--config_name tiny --summary_length 4 --block_size 32 --do_train --save_steps 1 --max_steps".split()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("data", [b"one\r\ntwo\r\n" * 20, b"one\rtwo\r" * 20, "caf\u00e9\n".encode("latin-1") * 40])
+def test_byte_models_read_the_bytes(data, streaming, tmp_path):
+    (tmp_path / "a.txt").write_bytes(data)
+    data_args = DataTrainingArguments(
+        train_file=[str(tmp_path / "a.txt")], validation_split_percentage=0, streaming=streaming
+    )
+    rows, _ = load_datasets(data_args, ByteTokenizer(), len(data), cache_dir=str(tmp_path / "cache"))
+    assert [bytes(row["input_ids"]) for row in rows] == [data]
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+@pytest.mark.parametrize("kind", ["autocompressor", "adaptive_byte", "hierarchical_autoencoder"])
+def test_ids_of_another_tokenizer_are_refused(kind, streaming, main, tmp_path):
+    Dataset.from_dict({"input_ids": [[5] * 30 + [3000, 7]] * 20}).save_to_disk(tmp_path / "other")
+    arguments = ["--model_type", kind, "--do_train", "--max_steps", 1, "--streaming", streaming]
+    arguments += TINY[:4] if kind == "autocompressor" else []
+    with pytest.raises(SystemExit, match=r"other.* vocabulary of the model, \d+ ids, .* 3000"):
+        main(*arguments, "--preprocessed_train_datasets", tmp_path / "other")
+
+
+def test_other_settings_do_not_go_on(main, tmp_path):
+    main(*TINY, 1)
+    again = [*TINY, 2, "--resume_from_checkpoint", "true"]
+    with pytest.raises(SystemExit, match="weight_decay 0.0, now 0.5"):
+        main(*again, "--weight_decay", 0.5)
+    assert (main(*again) / "checkpoint-2").exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_the_newest_readable_checkpoint(name, main):
+    output = main(*TINY, 2)
+    path = output / "checkpoint-2" / name
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        assert last_whole_checkpoint(output) == str(output / "checkpoint-1")
+    path.unlink()
+    assert last_whole_checkpoint(output) == str(output / "checkpoint-1")
+    path.write_bytes(whole)
+    assert last_whole_checkpoint(output) == str(output / "checkpoint-2")
+
+
+def adapted_model(folder, targets, tied):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, tie_word_embeddings=tied
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    model = LlamaAutoCompressorModel.from_pretrained(folder / "base", summary_length=4)
+    own = LoraConfig(task_type="CAUSAL_LM", target_modules=targets, modules_to_save=["embed_summary"])
+    adapted = get_peft_model(model, own)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or "embed_summary.modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_adapters(adapted, type(adapted).save_pretrained, str(folder / "adapters"))
+    model.config.save_pretrained(folder / "adapters")
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"], ["q_proj", "embed_tokens"]])
+@pytest.mark.parametrize("loader", [LlamaAutoCompressorModel, AutoModelForCausalLM, AutoPeftModelForCausalLM])
+def test_every_loader_gives_the_trained_model(loader, targets, tmp_path):
+    adapted, ids = adapted_model(tmp_path, targets, tied=True), torch.randint(3, 64, (2, 24))
+    loaded = loader.from_pretrained(tmp_path / "adapters").eval()
+    expected = adapted(input_ids=ids, segment_lengths=[12, 12]).logits
+    torch.testing.assert_close(loaded(input_ids=ids, segment_lengths=[12, 12]).logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["lora_target_modules", "lora_modules_to_save"])
+def test_tied_embeddings_get_no_adapters(field, tmp_path):
+    adapted_model(tmp_path, ["q_proj"], tied=True)
+    model = LlamaAutoCompressorModel.from_pretrained(tmp_path / "base", summary_length=4)
+    for name in ("lm_head", "embed_tokens"):
+        with pytest.raises(ValueError, match=f"--{field} must not name {name}"):
+            lora_config(model, ModelArguments(**{field: [name]}))
+
+
+def test_a_resumed_stream_goes_on(main, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("In the beginning there was a king in the land.\n" * 40)
+    arguments = [*TINY, 12, "--train_file", text, "--streaming", "true", "--resume_from_checkpoint", "true"]
+    whole = main(*arguments, output_dir=tmp_path / "whole")
+    shutil.copytree(whole / "checkpoint-11", tmp_path / "killed" / "checkpoint-11")
+    killed = main(*arguments, output_dir=tmp_path / "killed")
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
