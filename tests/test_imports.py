@@ -30,16 +30,13 @@ print([name for name in ("torch", "transformers", "rich") if name in sys.modules
 """
 
 
-def run_code(code, *options, cwd=ROOT):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *options, "-c", code]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-
-
 def output_of(code):
-    done = run_code(code)
+    """The lines that a new process prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split("\n")[:-1]
+    return done.stdout.splitlines()
 
 
 # What is loaded

@@ -78,9 +78,9 @@ def test_wheel_holds_the_package_alone(wheel):
 
 
 def test_the_wheel_is_what_runs(programs, tmp_path):
-    code = "import auto_compressor, importlib.metadata as m; print(m.version('auto-compressor'), auto_compressor.__file__)"
-    version, path = run(tmp_path, programs / "python", "-c", code).split(maxsplit=1)
-    assert Path(path.strip()).is_relative_to(programs.parent)
+    code = "import auto_compressor as a, importlib.metadata as m; print(m.version('auto-compressor'), a.__file__)"
+    version, path = run(tmp_path, programs / "python", "-c", code).strip().split(maxsplit=1)
+    assert Path(path).is_relative_to(programs.parent)
     assert run(tmp_path, programs / "auto-compressor", "--version") == f"auto-compressor {version}\n"
 
 
