@@ -7,17 +7,19 @@ checkpoint that its weights come from. PEFT takes that as the base, so that noth
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .loading import load, reading
 
 
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
 # What `from_pretrained` takes and is no field of a config.
 MODEL_OPTIONS = ("attn_implementation", "cache_dir", "device_map", "dtype", "revision", "token")
 BASE_FOLDER, BASE_FILE = "adapted_base", "base.json"
@@ -41,7 +43,7 @@ def check_untied(argument: str, names: list[str], model: PreTrainedModel):
         )
 
 
-def save_adapters(adapted: PeftModel, save: Callable, folder: str, **kwargs: Any):
+def save_adapters(adapted: "PeftModel", save: Callable, folder: str, **kwargs: Any):
     """Saves adapters, without the embeddings that may have grown, and what they are the adapters of."""
     base = adapted.get_base_model()
     # Two rows are trained of embeddings that may have grown: by default all rows would be saved.
@@ -71,10 +73,16 @@ def base_name(folder: str) -> str:
             folder = str(Path(folder) / BASE_FOLDER)
         if is_adapted_base(folder):
             return json.loads((Path(folder) / BASE_FILE).read_text())["base_model_name_or_path"]
-        return base_name_of_config(PeftConfig.from_pretrained(folder))
+        return base_name_of_config(read_adapter_config(folder))
 
 
-def base_name_of_config(config: PeftConfig) -> str:
+def read_adapter_config(folder: str) -> "PeftConfig":
+    from peft import PeftConfig  # only here: PEFT imports transformers, which may be what imports this module
+
+    return PeftConfig.from_pretrained(folder)
+
+
+def base_name_of_config(config: "PeftConfig") -> str:
     """A base that was written with the adapters may have been moved: then it is not there."""
     name = config.base_model_name_or_path
     return base_name(name) if is_adapted_base(name) else name
@@ -108,16 +116,18 @@ def load_merged(model_class: type[PreTrainedModel], folder: str, **kwargs: Any) 
     Raises:
         OSError: if the adapters or their base are missing or damaged.
     """
+    from peft import PeftModel
+
     model = load_adapted_base(model_class, folder, **kwargs)
     with reading(f"Cannot load the adapters {folder!r}"):
-        config = PeftConfig.from_pretrained(folder)
+        config = read_adapter_config(folder)
         if tied_modules(model, named_modules(config)):
             untie(model)
         merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
     return merged
 
 
-def named_modules(config: PeftConfig) -> list[str]:
+def named_modules(config: "PeftConfig") -> list[str]:
     targets = config.target_modules or []
     return [*([targets] if isinstance(targets, str) else targets), *(config.modules_to_save or [])]
 
@@ -130,4 +140,11 @@ def untie(model: PreTrainedModel):
     model.config.tie_word_embeddings = False
 
 
-__all__ = ["check_untied", "load_adapted_base", "load_merged", "save_adapters"]
+__all__ = [
+    "check_untied",
+    "is_adapted_base",
+    "is_adapter",
+    "load_adapted_base",
+    "load_merged",
+    "save_adapters",
+]

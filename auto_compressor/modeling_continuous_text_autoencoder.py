@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from . import loading
 from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
 from .continuous_layers import ChunkDecoder, ChunkEncoder, ConvDecoder, ConvEncoder
 from .continuous_outputs import (
@@ -18,6 +17,7 @@ from .continuous_outputs import (
     ContinuousEncoderOutput,
     ContinuousTextAutoencoderOutput,
 )
+from .loading import load_tokenizer
 from .losses import MAX_LOGITS_IN_MEMORY, mean_over_targets, summed_cross_entropy
 from .vector_quantizer import RunningNorm, masked_mean
 
@@ -37,10 +37,10 @@ def kl_from_standard_normal(mean: torch.Tensor, logvar: torch.Tensor) -> torch.T
     return -0.5 * (1 + logvar - mean.square() - logvar.exp())
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def tokenizer_beside(name: str) -> PreTrainedTokenizerBase:
     """Returns the tokenizer beside a checkpoint; an `OSError` says so where there is none."""
     try:
-        return loading.load_tokenizer(name)
+        return load_tokenizer(name)
     except OSError as error:
         raise OSError(f"No tokenizer beside the model {name!r}: give `tokenizer`, or ids in place of text.") from error
 
@@ -272,7 +272,7 @@ class ContinuousTextAutoencoder(PreTrainedModel):
             ValueError: as `encode`, or if the tokenizer is not that of the model.
         """
         if isinstance(text, str):
-            return self.reconstruct_text(text, tokenizer or load_tokenizer(self.name_or_path), sample)
+            return self.reconstruct_text(text, tokenizer or tokenizer_beside(self.name_or_path), sample)
         check_input_ids(text, attention_mask)
         ids, mask, places = align_rows(text, attention_mask, self.config.total_stride)
         encoded = self.posterior(ids, mask)

@@ -37,7 +37,7 @@ def rank(module: str) -> int:
         return {"cli": PROGRAM, "training": TRAINING}.get(parts[1], PACKAGE_FACE)
     if parts[1:] == ["train"]:
         return SCRIPT
-    if parts[1:] == ["cache_names"]:
+    if parts[1:] in (["cache_names"], ["loading"]):
         return BRIDGE  # between this package and the installed transformers
     if len(parts) == 1 or parts[1] in FACE:
         return PACKAGE_FACE
