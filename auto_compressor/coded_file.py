@@ -8,8 +8,10 @@ import copy
 import hashlib
 import struct
 import zlib
+from collections.abc import Iterator
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 
@@ -46,6 +48,15 @@ def read_parts(blob: bytes, magic: bytes, version: int, writer: str) -> tuple[by
     return parts[:header_length], parts[header_length:]
 
 
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that a weight holds: itself, or those inside of a subclass, as quantised weights are."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain_tensors(getattr(tensor, name))
+    else:
+        yield tensor
+
+
 def weights_hash(model: torch.nn.Module) -> str:
     """
     SHA-256 over names, shapes and values of all weights and codebooks.
@@ -56,7 +67,8 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().double().contiguous().numpy())
+        for part in plain_tensors(tensor.detach()):
+            digest.update(part.cpu().double().contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -88,4 +100,13 @@ def check_original(data: bytes, sha256: str):
         )
 
 
-__all__ = ["PREFIX", "check_original", "check_weights", "exact_copy", "read_parts", "weights_hash", "write_parts"]
+__all__ = [
+    "PREFIX",
+    "check_original",
+    "check_weights",
+    "exact_copy",
+    "plain_tensors",
+    "read_parts",
+    "weights_hash",
+    "write_parts",
+]
