@@ -7,7 +7,7 @@ Positions go on counting tokens, not slots: what has been read keeps the positio
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -20,6 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 MERGING_ATTENTION = {"eager": "merging_eager", "sdpa": "merging_sdpa"}
+# Options of `generate` that let others draft tokens.
+ASSISTANCE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 BASES = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
 
 
@@ -77,9 +79,18 @@ class MergingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self._repeat_rows(key_states.shape[0])
         self.seen_length += key_states.shape[2]
         super().update(key_states, value_states)
         return self.states()
+
+    def _repeat_rows(self, count: int):
+        """Lets every row serve as many queries as came for it: beams, or several questions about one text."""
+        rows = self.keys.shape[0]
+        if count % rows != 0:
+            raise ValueError(f"The rows that read on must be a multiple of those in the cache, {rows}, got {count}.")
+        if count > rows:
+            self.batch_repeat_interleave(count // rows)
 
     def states(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `(batch_size, num_kv_heads, all slots + recent tokens, head_dim)`."""
@@ -170,7 +181,9 @@ class MergingLayer(DynamicLayer):
 class MergingCache(Cache):
     """
     A cache of [`MergingLayer`]s, for `model(..., past_key_values=cache)` and `model.generate` within
-    [`merging_attention`]. `get_seq_length()` is the number of tokens that were read.
+    [`merging_attention`]. `get_seq_length()` is the number of tokens that were read. `generate` takes the whole
+    prompt, or the new tokens alone with an `attention_mask` over all. Reading on changes the cache: pass [`fork`] of
+    it to use it again. With a multiple of its rows (beams, several questions) each of them is repeated.
 
     Args:
         config (`PreTrainedConfig`): That of the base model.
@@ -284,6 +297,49 @@ def pass_slots(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dic
     return args, kwargs | {"slots": cache.layers[module.layer_idx]} if isinstance(cache, MergingCache) else kwargs
 
 
+def check_assistance(model: PreTrainedModel, whole: bool, args: tuple, kwargs: dict):
+    """Raises a `ValueError` for assisted decoding of a whole prompt, all of which it would read behind the cache."""
+    config = kwargs.get("generation_config") or next(iter(args), None) or model.generation_config
+    options = [name for name in ASSISTANCE if kwargs.get(name) or getattr(config, name, None)]
+    if whole and options:
+        raise ValueError(
+            f"With `{options[0]}`, `input_ids` must be the new tokens alone, and `attention_mask` cover those in the"
+            " cache too; got the whole prompt."
+        )
+
+
+def check_prompt(cache: MergingCache, length: int, mask_length: int):
+    """
+    Raises a `ValueError` unless it is clear what `generate` shall read after a cache that holds tokens.
+
+    Args:
+        cache ([`MergingCache`]): The cache.
+        length (`int`): Tokens that are given.
+        mask_length (`int`): Tokens that the attention mask covers.
+    """
+    seen = cache.get_seq_length()
+    if length > seen if mask_length == length else mask_length == seen + length:
+        return
+    raise ValueError(
+        f"`input_ids` have {length} tokens and `attention_mask` covers {mask_length}; the cache has read {seen}. Pass"
+        f" either the new tokens alone, with an `attention_mask` of {seen} + their number; or the whole prompt, with at"
+        " least one token more than the cache has read: compress `input_ids[:, :-1]` to generate after `input_ids`."
+    )
+
+
+def checked_generate(generate: Callable, inputs: torch.Tensor | None = None, *args, **kwargs):
+    """`generate` of a base model, which would silently cut or repeat what does not fit to a [`MergingCache`]."""
+    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    given = next((prompt for prompt in prompts if prompt is not None), None)
+    if isinstance(cache, MergingCache) and cache.get_seq_length() > 0:
+        length = 1 if given is None else given.shape[1]
+        covered = length if mask is None else mask.shape[1]
+        check_prompt(cache, length, covered)
+        check_assistance(generate.__self__, length == covered, args, kwargs)
+    return generate(inputs, *args, **kwargs)
+
+
 def is_merging(config: PreTrainedConfig) -> bool:
     """Whether the model of this config is within [`merging_attention`]."""
     return config._attn_implementation in MERGING_ATTENTION.values()
@@ -328,6 +384,9 @@ def merging_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         for module in model.modules():
             if hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
                 undo.callback(module.register_forward_pre_hook(pass_slots, with_kwargs=True).remove)
+        if hasattr(model, "generate"):
+            undo.callback(model.__dict__.pop, "generate")
+            model.generate = partial(checked_generate, model.generate)
         yield model
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .activation_losses import contrastive_loss, divergence_loss, importance_loss
 from .cache_policies import (
@@ -42,6 +42,10 @@ from .softprompts import model_fingerprint
 from .vector_quantizer import sum_over_processes
 
 
+logger = logging.get_logger(__name__)
+
+# Bases that have no vector for later positions.
+LEARNED_POSITIONS = ("gpt2", "opt")
 # Attention below this counts as this, so that its logarithm is finite.
 LEAST_ATTENTION = 1e-8
 # How gradually the threshold tells similar tokens from others, in units of cosine.
@@ -140,7 +144,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     >>> compressor = ActivationCompressor.from_base(model, compression_ratio=4)
     >>> with compressor.attach(model):
     ...     cache = compressor.compress(model, input_ids[:, :-1])
-    ...     output_ids = model.generate(input_ids, past_key_values=cache)
+    ...     output_ids = model.generate(input_ids, past_key_values=cache.fork())
     >>> cache.num_bytes
     ```"""
 
@@ -382,6 +386,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         if segment_length is not None and segment_length < 1:
             raise ValueError(f"`segment_length` must be 1 or more, got {segment_length}.")
         length = input_ids.shape[1]
+        check_positions(base_model, cache.get_seq_length() + length, attention_mask)
         cache.observe(self.config.observation_window)
         for segment in input_ids.split(equal_segment_lengths(length, segment_length or length), dim=1):
             read_on(base_model.base_model, cache, segment, attention_mask)
@@ -604,6 +609,24 @@ def read_on(
         position_ids = positions(attention_mask)[:, start:]
     text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
     return model(**text, past_key_values=cache, use_cache=True)
+
+
+def check_positions(base_model: PreTrainedModel, length: int, attention_mask: torch.Tensor | None):
+    """
+    Warns once of a text of so many tokens, padding too, that is longer than the base was made for.
+
+    Raises:
+        ValueError: if the base has learned positions, and none for the last tokens.
+    """
+    available = getattr(base_model.config, "max_position_embeddings", None)
+    length = length if attention_mask is None else int(attention_mask[:, :length].sum(dim=1).max())
+    if available is None or length <= available:
+        return
+    if base_model.config.model_type in LEARNED_POSITIONS:
+        raise ValueError(f"`input_ids` must fit the {available} positions of the base, with those before {length}.")
+    logger.warning_once(
+        f"The base was made for {available} positions, {length} are read: what it says after that may be worthless."
+    )
 
 
 def positions(mask: torch.Tensor) -> torch.LongTensor:

@@ -23,7 +23,14 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, normal
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
-from auto_compressor import POLICIES, ActivationCompressor, ActivationCompressorConfig, MergingCache, merging_attention
+from auto_compressor import (
+    POLICIES,
+    ActivationCompressor,
+    ActivationCompressorConfig,
+    MergingCache,
+    merging_attention,
+    modeling_activation_compressor,
+)
 from auto_compressor.activation_losses import contrastive_loss
 from auto_compressor.cache_policies import EMPTY, importance
 from auto_compressor.modeling_activation_compressor import (
@@ -202,7 +209,6 @@ def test_generate_at_ratio_1(name, beams):
     kwargs = {"attention_mask": mask, "num_beams": beams, "do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
     with compressor.attach(base):
         cache = compressor.compress(base, ids[:, :-1], mask[:, :-1])
-        cache.batch_repeat_interleave(beams)
         found = base.generate(ids, past_key_values=cache, **kwargs)
     assert torch.equal(found, base.generate(ids, **kwargs))
 
@@ -222,7 +228,6 @@ def test_generate_from_a_quarter(name, beams):
         found = base.generate(ids, attention_mask=mask, past_key_values=cache, **kwargs)
         for index, row in enumerate(rows):
             cache = compressor.compress(base, row[:, :-1])
-            cache.batch_repeat_interleave(beams)
             alone = base.generate(row, past_key_values=cache, **kwargs)
             assert torch.equal(alone[0, -6:], found[index, -6:])
             if beams == 1:
@@ -806,7 +811,7 @@ def test_policies_in_the_same_interface(name):
     ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 50, seed=1)], "left")
     cache = compressor.compress(base, ids[:, :48], mask[:, :48], segment_length=16, policy=POLICIES[name])
     assert cache.num_slots == [int(48 / 4 / (1 + 1 / 16))] * 2
-    logits = continue_from(base, compressor, cache, ids, mask)
+    logits = continue_from(base, compressor, cache.fork(), ids, mask)
     assert logits.isfinite().all()
     with merging_attention(base):
         base.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=2, pad_token_id=0)
@@ -927,3 +932,38 @@ def test_files_in_half_precision(dtype, tmp_path):
         assert loaded.layers["0"].threshold == torch.tensor(0.123456)
         assert loaded.layers["0"].gate_bias.dtype == options.get("dtype", dtype)
         assert loaded.compress(base, random_ids(2, 60)).num_slots == [14, 14]
+
+
+def test_a_question_after_another():
+    """Two questions over one compressed text, as the README asks them: each as if it were the first."""
+    base, ids = tiny_base("llama"), random_ids(1, 60)
+    compressor = tiny_compressor(base)
+    options = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
+    with compressor.attach(base):
+        cache, answers = compressor.compress(base, ids), []
+        for seed in (1, 1, 2):
+            question = random_ids(1, 4, seed=seed)
+            mask = question.new_ones(1, cache.get_seq_length() + 4)
+            answers.append(base.generate(question, attention_mask=mask, past_key_values=cache.fork(), **options))
+        whole = torch.cat([ids, question], dim=1)
+        again = base.generate(whole, past_key_values=cache.fork(), **options)
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[2], again[:, 60:])
+
+
+@pytest.mark.parametrize("segment_length", [None, 50])
+def test_more_tokens_than_positions(segment_length, monkeypatch):
+    """Rotated positions go on, with a warning; learned ones end. Padding has none."""
+    warnings = []
+    monkeypatch.setattr(modeling_activation_compressor.logger, "warning_once", warnings.append)
+    ids, mask = pad_rows([random_ids(1, 128), random_ids(1, 100)], "left")
+    ids, mask = (torch.nn.functional.pad(tensor, (4, 0)) for tensor in (ids, mask))
+    for name in ("llama", "gpt2", "opt"):
+        base = tiny_base(name)
+        tiny_compressor(base).compress(base, ids, mask, segment_length=segment_length)
+        assert not warnings
+        if name == "llama":
+            tiny_compressor(base).compress(base, random_ids(1, 129), segment_length=segment_length)
+            assert len(warnings) == 1 and "128 positions, 129 are read" in warnings.pop()
+        else:
+            with pytest.raises(ValueError, match="`input_ids` must fit the 128 positions of the base.* 129"):
+                tiny_compressor(base).compress(base, random_ids(1, 129), segment_length=segment_length)
