@@ -8,7 +8,6 @@ import copy
 import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -48,15 +47,6 @@ def read_parts(blob: bytes, magic: bytes, version: int, writer: str) -> tuple[by
     return parts[:header_length], parts[header_length:]
 
 
-def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors that a weight holds: itself, or those inside of a subclass, as quantised weights are."""
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_tensors(getattr(tensor, name))
-    else:
-        yield tensor
-
-
 def weights_hash(model: torch.nn.Module) -> str:
     """
     SHA-256 over names, shapes and values of all weights and codebooks.
@@ -67,8 +57,9 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        for part in plain_tensors(tensor.detach()):
-            digest.update(part.cpu().double().contiguous().numpy())
+        # Quantised weights are tensors of other tensors.
+        values = tensor.dequantize() if is_traceable_wrapper_subclass(tensor) else tensor
+        digest.update(values.detach().cpu().double().contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -105,7 +96,6 @@ __all__ = [
     "check_original",
     "check_weights",
     "exact_copy",
-    "plain_tensors",
     "read_parts",
     "weights_hash",
     "write_parts",

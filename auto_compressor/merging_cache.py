@@ -48,6 +48,8 @@ class MergingLayer(DynamicLayer):
     def __init__(self):
         super().__init__()
         self.observation_window = 0
+        # Whether the attention that reads on now is one that weighs slots.
+        self.weighed = False
         self.reset()
 
     def reset(self):
@@ -210,7 +212,7 @@ class MergingCache(Cache):
         return fork
 
     def __deepcopy__(self, memo: dict) -> "MergingCache":
-        # The config stays that of the base model: it says whether slots are weighed.
+        # The config stays that of the base model.
         copied = copy.copy(self)
         copied.layers = copy.deepcopy(self.layers, memo)
         return copied
@@ -222,7 +224,9 @@ class MergingCache(Cache):
             layer.queries = None if num_queries == 0 else layer.queries
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
-        if self.layers[layer_idx].num_slots > 0 and not is_merging(self.config):
+        layer = self.layers[layer_idx]
+        weighed, layer.weighed = layer.weighed, False
+        if layer.num_slots > 0 and not weighed:
             raise ValueError(
                 "A compressed `MergingCache` needs the attention that weighs its slots: call the model within"
                 " `with merging_attention(model):` or `with compressor.attach(model):`."
@@ -294,7 +298,11 @@ def merging_attention_forward(
 def pass_slots(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook: gives the slots of its layer to the attention, as an argument."""
     cache = kwargs.get("past_key_values")
-    return args, kwargs | {"slots": cache.layers[module.layer_idx]} if isinstance(cache, MergingCache) else kwargs
+    if not isinstance(cache, MergingCache):
+        return args, kwargs
+    slots = cache.layers[module.layer_idx]
+    slots.weighed = True
+    return args, kwargs | {"slots": slots}
 
 
 def check_assistance(model: PreTrainedModel, whole: bool, args: tuple, kwargs: dict):
@@ -322,8 +330,8 @@ def check_prompt(cache: MergingCache, length: int, mask_length: int):
         return
     raise ValueError(
         f"`input_ids` have {length} tokens and `attention_mask` covers {mask_length}; the cache has read {seen}. Pass"
-        f" either the new tokens alone, with an `attention_mask` of {seen} + their number; or the whole prompt, with at"
-        " least one token more than the cache has read: compress `input_ids[:, :-1]` to generate after `input_ids`."
+        f" either the new tokens alone, with an `attention_mask` of {seen} + their number; or the whole prompt, with"
+        " at least one token more than the cache has read: compress `input_ids[:, :-1]` to generate after `input_ids`."
     )
 
 

@@ -11,9 +11,8 @@ from typing import IO
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
-
-from .coded_file import plain_tensors
 
 
 FORMAT = "auto_compressor.softprompt.v1"
@@ -68,6 +67,15 @@ def model_fingerprint(model: PreTrainedModel) -> str:
             row = first_row(tensor, parameter).to(torch.bfloat16).cpu()
             digest.update(row.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that a weight holds: itself, or those inside of a subclass, as quantised weights are."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain_tensors(getattr(tensor, name))
+    else:
+        yield tensor
 
 
 def first_row(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """The cache of slots and the attention that weighs them."""
 
+import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -394,6 +396,24 @@ def test_slots_need_their_attention():
     # Without slots it is a plain cache.
     cache = MergingCache(model.config)
     assert torch.equal(model(random_ids(1, 8), past_key_values=cache).logits, model(random_ids(1, 8)).logits)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_saved_caches(inside, tmp_path):
+    """Wherever it was saved, a compressed cache is read within the attention that weighs slots, and only there."""
+    model, ids = tiny_base("llama"), random_ids(1, 11)
+    cache = hold_as_slots(read(model, ids[:, :8]), int8=slice(2, 6))
+    for layer in cache.layers:
+        layer.log_mass += 1
+    with merging_attention(model) if inside else nullcontext():
+        torch.save(cache, tmp_path / "cache.pt")
+        copied = copy.deepcopy(cache)
+    loaded = torch.load(tmp_path / "cache.pt", weights_only=False)
+    expected = logits_after(model, ids[:, 8:], cache)
+    for other in (loaded, copied):
+        assert torch.equal(logits_after(model, ids[:, 8:], other.fork()), expected)
+        with pytest.raises(ValueError, match="with merging_attention"):
+            model(ids[:, 8:], past_key_values=other)
 
 
 def test_a_failing_switch_leaves_nothing(monkeypatch):
