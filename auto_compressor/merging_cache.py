@@ -305,14 +305,13 @@ def pass_slots(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dic
     return args, kwargs | {"slots": slots}
 
 
-def check_assistance(model: PreTrainedModel, whole: bool, args: tuple, kwargs: dict):
-    """Raises a `ValueError` for assisted decoding of a whole prompt, all of which it would read behind the cache."""
+def check_assistance(model: PreTrainedModel, args: tuple, kwargs: dict):
+    """Raises a `ValueError` for assisted decoding: it reads a whole prompt again, or misplaces drafts."""
     config = kwargs.get("generation_config") or next(iter(args), None) or model.generation_config
     options = [name for name in ASSISTANCE if kwargs.get(name) or getattr(config, name, None)]
-    if whole and options:
+    if options:
         raise ValueError(
-            f"With `{options[0]}`, `input_ids` must be the new tokens alone, and `attention_mask` cover those in the"
-            " cache too; got the whole prompt."
+            f"`{options[0]}` must not be given with a cache that holds tokens: drafts would be misplaced."
         )
 
 
@@ -344,7 +343,7 @@ def checked_generate(generate: Callable, inputs: torch.Tensor | None = None, *ar
         length = 1 if given is None else given.shape[1]
         covered = length if mask is None else mask.shape[1]
         check_prompt(cache, length, covered)
-        check_assistance(generate.__self__, length == covered, args, kwargs)
+        check_assistance(generate.__self__, args, kwargs)
     return generate(inputs, *args, **kwargs)
 
 

@@ -175,7 +175,7 @@ QUESTION = SETTINGS | {"max_new_tokens": 5, "min_new_tokens": 5}
 
 
 @each_base
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=str)
 @pytest.mark.parametrize("length", [1, 3, 15])
 def test_questions_about_one_text(name, options, length):
     """Each reads on from a fork: the ids of the question alone, shorter or longer than the text, or all of them."""
@@ -188,13 +188,8 @@ def test_questions_about_one_text(name, options, length):
         mask = torch.ones_like(whole)
         with merging_attention(model):
             alone = model.generate(question, attention_mask=mask, past_key_values=cache.fork(), **QUESTION, **options)
-            if "prompt_lookup_num_tokens" in options:
-                with pytest.raises(ValueError, match="`prompt_lookup_num_tokens`, `input_ids` must be the new tokens"):
-                    model.generate(whole, past_key_values=cache.fork(), **QUESTION, **options)
-            else:
-                found = model.generate(whole, attention_mask=mask, past_key_values=cache.fork(), **QUESTION, **options)
-                assert torch.equal(found, expected)
-        assert torch.equal(alone, expected[:, 9:])
+            found = model.generate(whole, attention_mask=mask, past_key_values=cache.fork(), **QUESTION, **options)
+        assert torch.equal(alone, expected[:, 9:]) and torch.equal(found, expected)
     assert cache.get_seq_length() == 9 and cache.layers[0].keys.shape[0] == 1
 
 
@@ -235,6 +230,9 @@ def test_prompts_that_say_too_little():
                 model.generate(ids[:, :length], attention_mask=mask, past_key_values=cache.fork(), **SETTINGS)
         with pytest.raises(ValueError, match="the cache has read 8"):
             model.generate(input_ids=ids[:, :8], past_key_values=cache.fork(), **SETTINGS)
+        for option in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": model}):
+            with pytest.raises(ValueError, match=f"`{next(iter(option))}` must not be given with a cache"):
+                model.generate(ids, past_key_values=cache.fork(), **option, **SETTINGS)
         # An empty cache reads all.
         found = model.generate(ids, past_key_values=MergingCache(model.config), **SETTINGS)
     assert torch.equal(found, model.generate(ids, **SETTINGS))
