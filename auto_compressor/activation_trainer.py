@@ -61,6 +61,7 @@ class CompressorWithBase(nn.Module):
         labels: torch.LongTensor | None = None,
     ) -> ActivationCompressorOutput:
         context_length = input_ids.shape[1] - self.continuation_length
+        self.compressor.check_ratio(context_length)
         inputs = {"attention_mask": attention_mask, "labels": labels, "segment_length": self.segment_length}
         return self.compressor(self.base_model, input_ids, context_length, **inputs)
 

@@ -10,6 +10,7 @@ import struct
 import zlib
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 
@@ -56,7 +57,9 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().double().contiguous().numpy())
+        # Quantised weights are tensors of other tensors.
+        values = tensor.dequantize() if is_traceable_wrapper_subclass(tensor) else tensor
+        digest.update(values.detach().cpu().double().contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -88,4 +91,12 @@ def check_original(data: bytes, sha256: str):
         )
 
 
-__all__ = ["PREFIX", "check_original", "check_weights", "exact_copy", "read_parts", "weights_hash", "write_parts"]
+__all__ = [
+    "PREFIX",
+    "check_original",
+    "check_weights",
+    "exact_copy",
+    "read_parts",
+    "weights_hash",
+    "write_parts",
+]

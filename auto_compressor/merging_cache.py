@@ -7,7 +7,7 @@ Positions go on counting tokens, not slots: what has been read keeps the positio
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -18,10 +18,12 @@ from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .cache_names import cache_in
+from .cache_names import cache_in, renamed
 
 
 MERGING_ATTENTION = {"eager": "merging_eager", "sdpa": "merging_sdpa"}
+# Options of `generate` that let others draft tokens.
+ASSISTANCE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 BASES = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
 
 
@@ -48,6 +50,8 @@ class MergingLayer(DynamicLayer):
     def __init__(self):
         super().__init__()
         self.observation_window = 0
+        # Whether the attention that reads on now is one that weighs slots.
+        self.weighed = False
         self.reset()
 
     def reset(self):
@@ -79,9 +83,18 @@ class MergingLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self._repeat_rows(key_states.shape[0])
         self.seen_length += key_states.shape[2]
         super().update(key_states, value_states)
         return self.states()
+
+    def _repeat_rows(self, count: int):
+        """Lets every row serve as many queries as came for it: beams, or several questions about one text."""
+        rows = self.keys.shape[0]
+        if count % rows != 0:
+            raise ValueError(f"The rows that read on must be a multiple of those in the cache, {rows}, got {count}.")
+        if count > rows:
+            self.batch_repeat_interleave(count // rows)
 
     def states(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `(batch_size, num_kv_heads, all slots + recent tokens, head_dim)`."""
@@ -172,7 +185,9 @@ class MergingLayer(DynamicLayer):
 class MergingCache(Cache):
     """
     A cache of [`MergingLayer`]s, for `model(..., cache=cache)` and `model.generate` within
-    [`merging_attention`]. `get_seq_length()` is the number of tokens that were read.
+    [`merging_attention`]. `get_seq_length()` is the number of tokens that were read. `generate` takes the whole
+    prompt, or the new tokens alone with an `attention_mask` over all. Reading on changes the cache: pass [`fork`] of
+    it to use it again. With a multiple of its rows (beams, several questions) each of them is repeated.
 
     Args:
         config (`PreTrainedConfig`): That of the base model.
@@ -199,7 +214,7 @@ class MergingCache(Cache):
         return fork
 
     def __deepcopy__(self, memo: dict) -> "MergingCache":
-        # The config stays that of the base model: it says whether slots are weighed.
+        # The config stays that of the base model.
         copied = copy.copy(self)
         copied.layers = copy.deepcopy(self.layers, memo)
         return copied
@@ -211,7 +226,9 @@ class MergingCache(Cache):
             layer.queries = None if num_queries == 0 else layer.queries
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
-        if self.layers[layer_idx].num_slots > 0 and not is_merging(self.config):
+        layer = self.layers[layer_idx]
+        weighed, layer.weighed = layer.weighed, False
+        if layer.num_slots > 0 and not weighed:
             raise ValueError(
                 "A compressed `MergingCache` needs the attention that weighs its slots: call the model within"
                 " `with merging_attention(model):` or `with compressor.attach(model):`."
@@ -283,7 +300,53 @@ def merging_attention_forward(
 def pass_slots(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook: gives the slots of its layer to the attention, as an argument."""
     cache = cache_in(kwargs)
-    return args, kwargs | {"slots": cache.layers[module.layer_idx]} if isinstance(cache, MergingCache) else kwargs
+    if not isinstance(cache, MergingCache):
+        return args, kwargs
+    slots = cache.layers[module.layer_idx]
+    slots.weighed = True
+    return args, kwargs | {"slots": slots}
+
+
+def check_assistance(model: PreTrainedModel, args: tuple, kwargs: dict):
+    """Raises a `ValueError` for assisted decoding: it reads a whole prompt again, or misplaces drafts."""
+    config = kwargs.get("generation_config") or next(iter(args), None) or model.generation_config
+    options = [name for name in ASSISTANCE if kwargs.get(name) or getattr(config, name, None)]
+    if options:
+        raise ValueError(
+            f"`{options[0]}` must not be given with a cache that holds tokens: drafts would be misplaced."
+        )
+
+
+def check_prompt(cache: MergingCache, length: int, mask_length: int):
+    """
+    Raises a `ValueError` unless it is clear what `generate` shall read after a cache that holds tokens.
+
+    Args:
+        cache ([`MergingCache`]): The cache.
+        length (`int`): Tokens that are given.
+        mask_length (`int`): Tokens that the attention mask covers.
+    """
+    seen = cache.get_seq_length()
+    if length > seen if mask_length == length else mask_length == seen + length:
+        return
+    raise ValueError(
+        f"`input_ids` have {length} tokens and `attention_mask` covers {mask_length}; the cache has read {seen}. Pass"
+        f" either the new tokens alone, with an `attention_mask` of {seen} + their number; or the whole prompt, with"
+        " at least one token more than the cache has read: compress `input_ids[:, :-1]` to generate after `input_ids`."
+    )
+
+
+def checked_generate(generate: Callable, inputs: torch.Tensor | None = None, *args, **kwargs):
+    """`generate` of a base model, which would silently cut or repeat what does not fit to a [`MergingCache`]."""
+    cache, mask = cache_in(kwargs), kwargs.get("attention_mask")
+    prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    given = next((prompt for prompt in prompts if prompt is not None), None)
+    if isinstance(cache, MergingCache) and cache.get_seq_length() > 0:
+        length = 1 if given is None else given.shape[1]
+        covered = length if mask is None else mask.shape[1]
+        check_prompt(cache, length, covered)
+        check_assistance(generate.__self__, args, kwargs)
+    return generate(inputs, *args, **renamed(kwargs))
 
 
 def is_merging(config: PreTrainedConfig) -> bool:
@@ -330,6 +393,9 @@ def merging_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         for module in model.modules():
             if hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
                 undo.callback(module.register_forward_pre_hook(pass_slots, with_kwargs=True).remove)
+        if hasattr(model, "generate"):
+            undo.callback(model.__dict__.pop, "generate")
+            model.generate = partial(checked_generate, model.generate)
         yield model
 
 

@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .activation_losses import contrastive_loss, divergence_loss, importance_loss
 from .cache_names import CacheOutput, as_cache, takes_cache
@@ -42,6 +43,10 @@ from .softprompts import model_fingerprint
 from .vector_quantizer import sum_over_processes
 
 
+logger = logging.get_logger(__name__)
+
+# Bases that have no vector for later positions.
+LEARNED_POSITIONS = ("gpt2", "opt")
 # Attention below this counts as this, so that its logarithm is finite.
 LEAST_ATTENTION = 1e-8
 # How gradually the threshold tells similar tokens from others, in units of cosine.
@@ -68,6 +73,17 @@ class ActivationCompressorOutput(CacheOutput):
     cache: Cache | None = None
 
 
+def without_autocast(method: Callable) -> Callable:
+    """A method of a model that computes in the dtypes that it states: what is measured stays in float32."""
+
+    @wraps(method)
+    def exact(self: PreTrainedModel, *args, **kwargs):
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return exact
+
+
 class LayerCompressor(nn.Module):
     """The learned corrections of one layer, linear in features of a token and different for every head."""
 
@@ -79,18 +95,26 @@ class LayerCompressor(nn.Module):
         self.gate_bias = nn.Parameter(torch.empty(num_heads))
         self.threshold = nn.Buffer(torch.empty(()))
 
+    def _apply(self, fn, *args, **kwargs) -> "LayerCompressor":
+        """Moves the layer; the threshold, a running mean, is not rounded to less than float32."""
+        threshold = self.threshold
+        super()._apply(fn, *args, **kwargs)
+        if self.threshold.element_size() < threshold.element_size() and not self.threshold.is_meta:
+            self.threshold = threshold.to(self.threshold.device)
+        return self
+
     def log_importance(self, state: LayerState) -> torch.Tensor:
         """log a_i and its correction, `(batch_size, num_kv_heads, tokens)`: what a token weighs among others."""
         log_attention = importance(state).clamp_min(LEAST_ATTENTION).log()
         valid = state.valid
         mean = (log_attention * valid).sum(dim=-1, keepdim=True) / valid.sum(dim=-1, keepdim=True).clamp_min(1)
         features = [unit_rms(state.keys), unit_rms(state.values), (log_attention - mean)[..., None]]
-        return log_attention + (torch.cat(features, dim=-1) * self.importance_weight[:, None]).sum(dim=-1)
+        return log_attention + (torch.cat(features, dim=-1) * self.importance_weight[:, None].float()).sum(dim=-1)
 
     def gate(self, log_importance: torch.Tensor, log_residual: torch.Tensor) -> torch.Tensor:
         """log g_i = log sigmoid(f(a_i, |v_i - V_c|)), the part of a token that its own slot has; same shapes."""
         features = torch.stack([log_importance, log_residual], dim=-1)
-        logits = (features * self.gate_weight[:, None]).sum(dim=-1) + self.gate_bias[:, None]
+        logits = (features * self.gate_weight[:, None].float()).sum(dim=-1) + self.gate_bias[:, None].float()
         return nn.functional.logsigmoid(logits)
 
 
@@ -98,6 +122,7 @@ class ActivationCompressorPreTrainedModel(PreTrainedModel):
     """Initialisation of an [`ActivationCompressor`]: it starts as the plain rule, without corrections."""
 
     config: ActivationCompressorConfig
+    _keep_in_fp32_modules_strict = {"threshold"}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -120,7 +145,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     >>> compressor = ActivationCompressor.from_base(model, compression_ratio=4)
     >>> with compressor.attach(model):
     ...     cache = compressor.compress(model, input_ids[:, :-1])
-    ...     output_ids = model.generate(input_ids, cache=cache)
+    ...     output_ids = model.generate(input_ids, cache=cache.fork())
     >>> cache.num_bytes
     ```"""
 
@@ -132,7 +157,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     @classmethod
     def from_base(cls, base_model: PreTrainedModel, **fields) -> "ActivationCompressor":
         """
-        A new compressor for a base model.
+        A new compressor for a base model, in evaluation mode as from `from_pretrained`.
 
         Args:
             base_model (`PreTrainedModel`): A causal language model, see [`~merging_cache.merging_attention`].
@@ -151,7 +176,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             head_dim=getattr(base, "head_dim", None) or base.hidden_size // num_heads,
             **fields,
         )
-        compressor = cls(config).to(base_model.device)
+        compressor = cls(config).to(base_model.device).eval()
         compressor.identify(base_model)
         return compressor
 
@@ -194,7 +219,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         cache: MergingCache | None = None,
     ) -> MergingCache:
         r"""
-        Reads a text into a compressed cache.
+        Reads a text into a compressed cache; one that fits into sinks and recent window is kept whole.
 
         Args:
             base_model (`PreTrainedModel`): The model that this compressor belongs to.
@@ -212,7 +237,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             [`MergingCache`], for `base_model(..., cache=cache)` within [`attach`].
 
         Raises:
-            ValueError: if a text is so short that its slots are fewer than sinks and recent window, and as [`attach`].
+            ValueError: as [`attach`], and for arguments out of their range.
         """
         cache = MergingCache(base_model.config) if cache is None else cache
         mask = left_padding_mask(attention_mask, input_ids, cache.get_seq_length())
@@ -288,9 +313,10 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         context, continuation = input_ids.tensor_split([context_length], dim=1)
         budgets = self.budgets(mask[:, :context_length].sum(dim=1))
         with frozen(base_model) if self.config.freeze_base else nullcontext(), merging_attention(base_model):
+            policy = partial(self._merge, follow=self.training)
             for end in self._read(base_model, cache, context, attention_mask, segment_length):
                 full = cache.fork()
-                compressed = self._compress_layers(cache, mask[:, :end], budgets, self.merge)
+                compressed = self._compress_layers(cache, mask[:, :end], budgets, policy)
                 contrastive += [self._contrastive_loss(*pair) for pair in compressed]
             logits = read_on(base_model, cache, continuation, attention_mask).logits
             losses = {"lm": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
@@ -337,11 +363,13 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             losses["importance"] = torch.stack([self._importance_loss(*pair) for pair in pairs]).mean()
         return losses
 
+    @without_autocast
     def _importance_loss(self, context: LayerState, later: LayerState) -> torch.Tensor:
         log_importance = self.layers[str(context.layer_idx)].log_importance(context)
         attention = importance(later)[..., : log_importance.shape[-1]]
         return importance_loss(log_importance, attention, context.valid)
 
+    @without_autocast
     def _contrastive_loss(self, state: LayerState, slots: Slots) -> torch.Tensor:
         assignment = slots.assignment.masked_fill(slots.kept, -1)
         filled = is_filled(slots.log_mass)
@@ -360,6 +388,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         if segment_length is not None and segment_length < 1:
             raise ValueError(f"`segment_length` must be 1 or more, got {segment_length}.")
         length = input_ids.shape[1]
+        check_positions(base_model, cache.get_seq_length() + length, attention_mask)
         cache.observe(self.config.observation_window)
         for segment in input_ids.split(equal_segment_lengths(length, segment_length or length), dim=1):
             read_on(base_model.base_model, cache, segment, attention_mask)
@@ -369,33 +398,47 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     def budgets(
         self, num_tokens: torch.LongTensor, compression_ratio: float | None = None
     ) -> dict[int, torch.LongTensor]:
-        """Slots of every compressed layer, `(batch_size,)`, for rows of so many tokens."""
+        """
+        Slots of every compressed layer, `(batch_size,)`, for rows of so many tokens.
+
+        They are never fewer than `min_slots` of the config: a row of no more tokens is kept whole.
+        """
+        budgets = self._allotted(num_tokens, compression_ratio)
+        return {layer: budget.clamp_min(self.config.min_slots) for layer, budget in budgets.items()}
+
+    def check_ratio(self, num_tokens: int, compression_ratio: float | None = None):
+        """Raises a `ValueError` where texts of so many tokens would be held in more slots than was asked for."""
+        config = self.config
+        ratio = config.compression_ratio if compression_ratio is None else compression_ratio
+        budgets = self._allotted(torch.tensor([num_tokens]), compression_ratio)
+        fewest = min(int(budget) for budget in budgets.values())
+        if ratio > 1 and fewest < config.min_slots:
+            raise ValueError(
+                f"`compression_ratio` {ratio} leaves {fewest} slots of {num_tokens}"
+                f" tokens; `num_sinks` + `recent_window` = {config.min_slots - 1} must be fewer."
+            )
+
+    def _allotted(self, num_tokens: torch.LongTensor, compression_ratio: float | None) -> dict[int, torch.LongTensor]:
+        """What every compressed layer has of the slots that the ratio allows, `(batch_size,)`."""
         config = self.config
         ratio = config.compression_ratio if compression_ratio is None else compression_ratio
         if not 1 <= ratio < math.inf:
             raise ValueError(f"`compression_ratio` must be 1 or more, and finite, got {ratio}.")
+        layers = config.compressed_layers
         if config.num_slots is not None and compression_ratio is None:
             slots = torch.full_like(num_tokens, config.num_slots)
         elif ratio == 1:
-            return {layer: num_tokens for layer in config.compressed_layers}
+            return dict.fromkeys(layers, num_tokens)
         else:
             # A slot has a log-mass beside key and value.
-            bytes_per_slot = 1 + 1 / (2 * config.head_dim)
-            slots = (num_tokens.double() / (ratio * bytes_per_slot)).long()
-        layers = config.compressed_layers
+            slots = (num_tokens.double() / (ratio * (1 + 1 / (2 * config.head_dim)))).long()
         shares = config.layer_budgets or [1.0] * len(layers)
-        budgets = {
+        return {
             layer: (slots * (share * len(layers) / math.fsum(shares))).long()
             for layer, share in zip(layers, shares, strict=True)
         }
-        fewest = min(int(budget.max()) for budget in budgets.values())
-        if fewest < config.min_slots:
-            raise ValueError(
-                f"`compression_ratio` {ratio} leaves {fewest} slots of {int(num_tokens.max())}"
-                f" tokens; `num_sinks` + `recent_window` = {config.min_slots - 1} must be fewer."
-            )
-        return {layer: budget.clamp_min(config.min_slots) for layer, budget in budgets.items()}
 
+    @without_autocast
     def _compress_layers(
         self, cache: MergingCache, mask: torch.Tensor, budgets: dict[int, torch.LongTensor], policy: Policy
     ) -> list[tuple[LayerState, Slots]]:
@@ -435,6 +478,11 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             state (`LayerState`): A layer that is compressed.
             budget (`torch.LongTensor` of shape `(batch_size,)`): Slots of each row.
         """
+        return self._merge(state, budget)
+
+    @without_autocast
+    def _merge(self, state: LayerState, budget: torch.LongTensor, follow: bool = False) -> Slots:
+        """[`merge`]; a step of training lets the threshold follow the similarities (`follow`)."""
         layer = self.layers[str(state.layer_idx)]
         log_importance = layer.log_importance(state)
         num_residual, cost = self._residual_budget(state, budget)
@@ -448,6 +496,8 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         log_residual = residual_norm(state.values, pivots, slot, shares).clamp_min(LEAST_ATTENTION).log()
         log_gate = layer.gate(log_importance.detach(), log_residual)
         threshold = self._threshold(layer, similarity, members, num_residual)
+        if follow and self.config.adaptive_threshold:
+            follow_threshold(layer, threshold)
         log_apart = nn.functional.logsigmoid((threshold - similarity) / THRESHOLD_TEMPERATURE)
         scores = self.config.residual_importance * log_importance + log_gate + log_residual + log_apart
         rest = replace(state, log_mass=state.log_mass.masked_fill(~members, EMPTY), protected=state.valid & False)
@@ -487,12 +537,15 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         rank = num_residual.clamp_max(ranked.shape[-1] - 1)[:, None, None].expand(*ranked.shape[:2], 1)
         at_budget = ranked.gather(-1, rank)
         at_budget = at_budget.where(at_budget.isfinite(), layer.threshold)
-        threshold = torch.lerp(at_budget, layer.threshold, self.config.threshold_momentum)
-        if self.training:
-            found = threshold.sum()
-            total, count = sum_over_processes(torch.stack([found, torch.full_like(found, threshold.numel())]))
-            layer.threshold.copy_(total / count)
-        return threshold
+        return torch.lerp(at_budget, layer.threshold.to(at_budget.dtype), self.config.threshold_momentum)
+
+
+@torch.no_grad()
+def follow_threshold(layer: LayerCompressor, threshold: torch.Tensor):
+    """Moves the threshold of a layer to the mean of those found `(batch, heads, 1)`, over all processes."""
+    found = threshold.sum()
+    total, count = sum_over_processes(torch.stack([found, torch.full_like(found, threshold.numel())]))
+    layer.threshold.copy_(total / count)
 
 
 def residual_norm(
@@ -558,6 +611,24 @@ def read_on(
         position_ids = positions(attention_mask)[:, start:]
     text = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
     return model(**text, **as_cache(cache), use_cache=True)
+
+
+def check_positions(base_model: PreTrainedModel, length: int, attention_mask: torch.Tensor | None):
+    """
+    Warns once of a text of so many tokens, padding too, that is longer than the base was made for.
+
+    Raises:
+        ValueError: if the base has learned positions, and none for the last tokens.
+    """
+    available = getattr(base_model.config, "max_position_embeddings", None)
+    length = length if attention_mask is None else int(attention_mask[:, :length].sum(dim=1).max())
+    if available is None or length <= available:
+        return
+    if base_model.config.model_type in LEARNED_POSITIONS:
+        raise ValueError(f"`input_ids` must fit the {available} positions of the base, with those before {length}.")
+    logger.warning_once(
+        f"The base was made for {available} positions, {length} are read: what it says after that may be worthless."
+    )
 
 
 def positions(mask: torch.Tensor) -> torch.LongTensor:

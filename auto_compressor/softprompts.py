@@ -11,6 +11,7 @@ from typing import IO
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 
@@ -53,13 +54,38 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     It identifies the weights, not the name of the model; only first rows are read, so that it is cheap at 7B too.
     Rows are rounded to bfloat16, so that a float32 and a bfloat16 load of one checkpoint agree. A float32 checkpoint
     loaded in float16, or adapters merged in another dtype, may round differently and be refused; a training step too
-    small to show in bfloat16 in any first row is not seen.
+    small to show in bfloat16 in any first row is not seen. Quantised weights are told apart by what they hold, in the
+    order in which they are saved.
     """
     digest = hashlib.sha256()
+    if any(hasattr(parameter, "quant_state") for parameter in model.parameters()):
+        # On CPUs bitsandbytes reorders its weights at their first use; saving undoes that.
+        model.state_dict()
     for name, parameter in sorted(model.named_parameters()):
-        row = parameter.reshape(-1, parameter.shape[-1])[0].to(torch.bfloat16).cpu()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + row.view(torch.int16).numpy().tobytes())
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        for tensor in plain_tensors(parameter):
+            row = first_row(tensor, parameter).to(torch.bfloat16).cpu()
+            digest.update(row.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that a weight holds: itself, or those inside of a subclass, as quantised weights are."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain_tensors(getattr(tensor, name))
+    else:
+        yield tensor
+
+
+def first_row(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The first row of a tensor; of a 4-bit weight, one column of bytes, as many bytes as its rows are wide."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", tensor.shape)
+    return tensor.reshape(-1)[: shape[-1] if len(shape) else 1]
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    return hasattr(model, "peft_config")
 
 
 def _check_saveable(softprompt: torch.Tensor, width: int, num_tokens: int):
@@ -111,6 +137,7 @@ def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: Pr
         "model_name": model.config.name_or_path,
         "model_type": model.config.model_type,
         "fingerprint": model_fingerprint(model),
+        "adapters": str(has_adapters(model)),
         "num_tokens": str(num_tokens),
         "compression_ratio": f"{num_tokens / softprompt.shape[1]:.4g}",
         "stored_bytes": str(softprompt.numel() * softprompt.element_size()),
@@ -143,8 +170,19 @@ def _check_model(path: str | os.PathLike, vectors: torch.Tensor, metadata: dict[
     if metadata["fingerprint"] != model_fingerprint(model):
         raise ValueError(
             f"{origin}, with other weights than those of {model.config.name_or_path!r}; vectors fit only the weights"
-            " that made them."
+            f" that made them.{_adapters_hint(metadata, model)}"
         )
+
+
+def _adapters_hint(metadata: dict[str, str], model: PreTrainedModel) -> str:
+    if metadata.get("adapters", str(has_adapters(model))) == str(has_adapters(model)):
+        return ""
+    made, other = ("with", "without") if metadata["adapters"] == "True" else ("without", "with")
+    return (
+        f" They were made {made} adapters beside the weights, and this model is {other}: adapters that are merged"
+        " (`merge_and_unload`) are other weights here, even if they compute the same. Load the vectors with the model"
+        " in the form that made them, or make them anew."
+    )
 
 
 def load_softprompt(path: str | os.PathLike, model: PreTrainedModel | None = None) -> Softprompt:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from activation_testing import (
+    SMALL,
     continue_from,
     each_base,
     every_base,
@@ -22,13 +23,21 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, normal
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
-from auto_compressor import POLICIES, ActivationCompressor, ActivationCompressorConfig, MergingCache, merging_attention
+from auto_compressor import (
+    POLICIES,
+    ActivationCompressor,
+    ActivationCompressorConfig,
+    MergingCache,
+    merging_attention,
+    modeling_activation_compressor,
+)
 from auto_compressor.activation_losses import contrastive_loss
 from auto_compressor.cache_names import as_cache
 from auto_compressor.cache_policies import EMPTY, importance
 from auto_compressor.modeling_activation_compressor import (
     LEAST_ATTENTION,
     THRESHOLD_TEMPERATURE,
+    follow_threshold,
     frozen,
     unit_rms,
 )
@@ -201,7 +210,6 @@ def test_generate_at_ratio_1(name, beams):
     kwargs = {"attention_mask": mask, "num_beams": beams, "do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
     with compressor.attach(base):
         cache = compressor.compress(base, ids[:, :-1], mask[:, :-1])
-        cache.batch_repeat_interleave(beams)
         found = base.generate(ids, **as_cache(cache), **kwargs)
     assert torch.equal(found, base.generate(ids, **kwargs))
 
@@ -221,7 +229,6 @@ def test_generate_from_a_quarter(name, beams):
         found = base.generate(ids, attention_mask=mask, **as_cache(cache), **kwargs)
         for index, row in enumerate(rows):
             cache = compressor.compress(base, row[:, :-1])
-            cache.batch_repeat_interleave(beams)
             alone = base.generate(row, **as_cache(cache), **kwargs)
             assert torch.equal(alone[0, -6:], found[index, -6:])
             if beams == 1:
@@ -376,6 +383,36 @@ def test_short_texts_are_kept_whole():
     assert torch.equal(
         continue_from(base, compressor, cache, ids), continue_from(base, compressor, cache_of(base, ids[:, :20]), ids)
     )
+
+
+@pytest.mark.parametrize("segment_length", [None, 5])
+@pytest.mark.parametrize("name", [None, *POLICIES])
+@pytest.mark.parametrize("fields", [{}, {"num_slots": 7, "layer_budgets": [1, 5]}], ids=["ratio", "slots"])
+def test_short_texts_get_what_rows_of_a_batch_get(fields, name, segment_length):
+    """A text of a few tokens is held alone as beside a long one, whatever the ratio leaves of it."""
+    base, policy = tiny_base("llama"), POLICIES.get(name)
+    compressor = tiny_compressor(base, **fields)
+    for length in (1, 6, 7, 8, 20):
+        rows = [random_ids(1, length + 3), random_ids(1, 60, seed=1)]
+        ids, mask = pad_rows(rows, "left")
+        alone = compressor.compress(base, rows[0][:, :-3], segment_length=segment_length, policy=policy)
+        assert (alone.num_slots == [0, 0]) == (length <= 7)
+        logits = continue_from(base, compressor, alone, rows[0])
+        if length <= 7:
+            assert_close(logits, base(rows[0]).logits[:, -3:], **CLOSE)
+        if segment_length is None and name != "random":
+            cache = compressor.compress(base, ids[:, :-3], mask[:, :-3], policy=policy)
+            assert_close(continue_from(base, compressor, cache, ids, mask)[:1], logits, **CLOSE)
+
+
+def test_short_texts_read_on():
+    """A chat that begins with a few words: read in parts, it is compressed when there is more than it may hold."""
+    base, ids = tiny_base("llama"), random_ids(1, 60)
+    compressor, cache = tiny_compressor(base), None
+    for start, end in ((0, 2), (2, 6), (6, 7), (7, 12), (12, 58)):
+        cache = compressor.compress(base, ids[:, start:end], cache=cache)
+        assert cache.num_slots == ([0, 0] if end <= 7 else [max(7, int(end / 4 / (1 + 1 / 16)))] * 2)
+    assert continue_from(base, compressor, cache, ids).isfinite().all()
 
 
 def cache_of(base, ids):
@@ -669,19 +706,42 @@ def test_adaptive_threshold():
         compressor = tiny_compressor(base, residual_fraction=0.5, adaptive_threshold=adaptive).train(training)
         compressor(base, ids, 48)
         assert (compressor.layers["0"].threshold != 0.85) == moves
-    compressor = random_compressor(residual_fraction=0.5, threshold_momentum=0).train()
-    state = random_state(tokens=24, padding=(0, 0))
+    compressor = random_compressor(residual_fraction=0.5, threshold_momentum=0)
     members = torch.ones(2, 2, 24, dtype=torch.bool)
     similarity = torch.rand(2, 2, 24)
     layer = compressor.layers["0"]
     threshold = compressor._threshold(layer, similarity, members, torch.tensor([3, 5]))
     assert ((similarity < threshold).sum(dim=-1) == torch.tensor([3, 5])[:, None]).all()
+    assert layer.threshold == torch.tensor(0.85)
+    follow_threshold(layer, threshold)
     assert_close(layer.threshold, threshold.mean())
     compressor.config.threshold_momentum = 0.75
-    before = layer.threshold.clone()
     again = compressor._threshold(layer, similarity, members, torch.tensor([3, 5]))
-    assert_close(again, 0.75 * before + 0.25 * threshold)
-    assert state.keys.shape[2] == 24
+    assert_close(again, 0.75 * layer.threshold + 0.25 * threshold)
+
+
+def test_compressing_moves_no_threshold():
+    """In any mode: what is read twice is held as the same slots."""
+    base, ids = tiny_base("llama"), random_ids(2, 60)
+    compressor = ActivationCompressor.from_base(base, **SMALL, residual_fraction=0.5)
+    assert not compressor.training
+    for mode in (False, True):
+        compressor.train(mode)
+        first, second = (compressor.compress(base, ids, segment_length=30) for _ in range(2))
+        cache = compress_full(base, compressor, ids)
+        assert compressor.layers["0"].threshold == torch.tensor(0.85)
+        assert torch.equal(first.layers[1].keys, second.layers[1].keys)
+        assert cache.num_slots == first.num_slots
+
+
+def compress_full(base, compressor, ids):
+    """Reads all of a text before its cache is compressed."""
+    cache = MergingCache(base.config)
+    cache.observe(compressor.config.observation_window)
+    with torch.no_grad(), merging_attention(base):
+        base(ids, **as_cache(cache))
+    compressor.compress_cache(cache)
+    return cache
 
 
 def test_save_and_load(tmp_path):
@@ -752,7 +812,7 @@ def test_policies_in_the_same_interface(name):
     ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 50, seed=1)], "left")
     cache = compressor.compress(base, ids[:, :48], mask[:, :48], segment_length=16, policy=POLICIES[name])
     assert cache.num_slots == [int(48 / 4 / (1 + 1 / 16))] * 2
-    logits = continue_from(base, compressor, cache, ids, mask)
+    logits = continue_from(base, compressor, cache.fork(), ids, mask)
     assert logits.isfinite().all()
     with merging_attention(base):
         base.generate(ids, attention_mask=mask, **as_cache(cache), max_new_tokens=2, pad_token_id=0)
@@ -794,9 +854,9 @@ def test_bad_calls():
     compressor = tiny_compressor(base)
     ids = random_ids(2, 60)
     with pytest.raises(ValueError, match="`compression_ratio` 4.0 leaves 4 slots of 20 tokens; .* = 6 must be fewer"):
-        compressor.compress(base, ids[:, :20])
+        compressor.check_ratio(20)
     with pytest.raises(ValueError, match="leaves 2 slots"):
-        tiny_compressor(base, layer_budgets=[1, 9]).compress(base, ids)
+        tiny_compressor(base, layer_budgets=[1, 9]).check_ratio(60)
     with pytest.raises(ValueError, match="`segment_length` must be 1 or more, got 0"):
         compressor.compress(base, ids, segment_length=0)
     with pytest.raises(ValueError, match="`attention_mask` must cover the text, seen and new: .2, 60., got .2, 50."):
@@ -830,3 +890,81 @@ def test_half_precision(dtype):
     assert half.isfinite().all() and half.dtype == dtype
     loss = compressor.train()(base, ids, 48, attention_mask=mask).loss
     assert all(gradient.isfinite().all() for gradient in gradients(compressor, loss).values())
+
+
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@HALVES
+@each_base
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("how", ["autocast", "compressor", "base", "all"])
+def test_every_entry_in_half_precision(how, attn_implementation, name, dtype):
+    """Reading, reading in parts, and a step of training; what is measured stays in float32."""
+    ids, mask = pad_rows([random_ids(1, 60), random_ids(1, 50, seed=1)], "left")
+    base = tiny_base(name, attn_implementation)
+    expected = tiny_compressor(base)(base, ids, 48, attention_mask=mask).loss.detach()
+    if how in ("base", "all"):
+        base = base.to(dtype)
+    compressor = tiny_compressor(base)
+    if how in ("compressor", "all"):
+        compressor.to(dtype)
+    with torch.autocast("cpu", dtype, enabled=how in ("autocast", "all")):
+        for segment_length in (None, 20):
+            cache = compressor.compress(base, ids[:, :48], mask[:, :48], segment_length=segment_length)
+            assert continue_from(base, compressor, cache, ids, mask).isfinite().all()
+        loss = compressor.train()(base, ids, 48, attention_mask=mask).loss
+    assert_close(loss.detach(), expected, rtol=0.02, atol=0)
+    assert all(gradient.isfinite().all() for gradient in gradients(compressor, loss).values())
+    threshold = compressor.layers["0"].threshold
+    assert threshold.dtype == torch.float32 and threshold != threshold.to(dtype).float()
+
+
+@HALVES
+def test_files_in_half_precision(dtype, tmp_path):
+    """Weights take the dtype that is asked for, the running threshold does not."""
+    base = tiny_base("llama")
+    compressor = tiny_compressor(base)
+    compressor.layers["0"].threshold.fill_(0.123456)
+    compressor.save_pretrained(tmp_path / "whole")
+    compressor.to(dtype).save_pretrained(tmp_path / "half")
+    for folder, options in (("whole", {"dtype": dtype}), ("half", {}), ("half", {"dtype": dtype})):
+        loaded = ActivationCompressor.from_pretrained(tmp_path / folder, **options)
+        assert loaded.layers["0"].threshold == torch.tensor(0.123456)
+        assert loaded.layers["0"].gate_bias.dtype == options.get("dtype", dtype)
+        assert loaded.compress(base, random_ids(2, 60)).num_slots == [14, 14]
+
+
+def test_a_question_after_another():
+    """Two questions over one compressed text, as the README asks them: each as if it were the first."""
+    base, ids = tiny_base("llama"), random_ids(1, 60)
+    compressor = tiny_compressor(base)
+    options = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
+    with compressor.attach(base):
+        cache, answers = compressor.compress(base, ids), []
+        for seed in (1, 1, 2):
+            question = random_ids(1, 4, seed=seed)
+            mask = question.new_ones(1, cache.get_seq_length() + 4)
+            answers.append(base.generate(question, attention_mask=mask, **as_cache(cache.fork()), **options))
+        whole = torch.cat([ids, question], dim=1)
+        again = base.generate(whole, **as_cache(cache.fork()), **options)
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[2], again[:, 60:])
+
+
+@pytest.mark.parametrize("segment_length", [None, 50])
+def test_more_tokens_than_positions(segment_length, monkeypatch):
+    """Rotated positions go on, with a warning; learned ones end. Padding has none."""
+    warnings = []
+    monkeypatch.setattr(modeling_activation_compressor.logger, "warning_once", warnings.append)
+    ids, mask = pad_rows([random_ids(1, 128), random_ids(1, 100)], "left")
+    ids, mask = (torch.nn.functional.pad(tensor, (4, 0)) for tensor in (ids, mask))
+    for name in ("llama", "gpt2", "opt"):
+        base = tiny_base(name)
+        tiny_compressor(base).compress(base, ids, mask, segment_length=segment_length)
+        assert not warnings
+        if name == "llama":
+            tiny_compressor(base).compress(base, random_ids(1, 129), segment_length=segment_length)
+            assert len(warnings) == 1 and "128 positions, 129 are read" in warnings.pop()
+        else:
+            with pytest.raises(ValueError, match="`input_ids` must fit the 128 positions of the base.* 129"):
+                tiny_compressor(base).compress(base, random_ids(1, 129), segment_length=segment_length)

@@ -235,6 +235,14 @@ def test_training_goes_on_from_a_compressor(train_llama, tmp_path):
     assert config.residual_fraction == 0.3 and config.contrastive_weight == 0
 
 
+@pytest.mark.parametrize("freeze_base", [True, False])
+def test_bf16(freeze_base, train_llama):
+    """What the run script asks for on a GPU: autocast, over a frozen base in bfloat16 or a trained one in float32."""
+    arguments = ONE_STEP if freeze_base else [*ONE_STEP, "--no_freeze_base"]
+    (exact,), (half,) = (losses_in(train_llama(*arguments, *extra)) for extra in ((), ("--bf16",)))
+    assert half["lm_loss"] == pytest.approx(exact["lm_loss"], rel=0.02)
+
+
 def test_the_frozen_base_has_no_dropout():
     base = tiny_base("opt", dropout=0.5)
     model = CompressorWithBase(ActivationCompressor.from_base(base), base, 16).train()

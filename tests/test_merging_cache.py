@@ -1,6 +1,8 @@
 """The cache of slots and the attention that weighs them."""
 
+import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from activation_testing import BASES, each_base, every_base, tiny_base
 from modeling_testing import CLOSE, random_ids
 from torch.testing import assert_close
 from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
 
 from auto_compressor import MergingCache, merging_attention
 from auto_compressor.cache_names import as_cache
@@ -169,6 +172,108 @@ def test_generate(name, beams):
     assert cache.get_seq_length() == 12 + 5
 
 
+QUESTION = SETTINGS | {"max_new_tokens": 5, "min_new_tokens": 5}
+
+
+@each_base
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=str)
+@pytest.mark.parametrize("length", [1, 3, 15])
+def test_questions_about_one_text(name, options, length):
+    """Each reads on from a fork: the ids of the question alone, shorter or longer than the text, or all of them."""
+    model = tiny_base(name)
+    text, questions = random_ids(1, 9), [random_ids(1, length, seed=seed) for seed in (1, 2)]
+    cache = hold_as_slots(read(model, text))
+    for question in questions:
+        whole = torch.cat([text, question], dim=1)
+        expected = model.generate(whole, **QUESTION, **options)
+        mask = torch.ones_like(whole)
+        with merging_attention(model):
+            alone = model.generate(question, attention_mask=mask, **as_cache(cache.fork()), **QUESTION, **options)
+            found = model.generate(whole, attention_mask=mask, **as_cache(cache.fork()), **QUESTION, **options)
+        assert torch.equal(alone, expected[:, 9:]) and torch.equal(found, expected)
+    assert cache.get_seq_length() == 9 and cache.layers[0].keys.shape[0] == 1
+
+
+@each_base
+@each_attention
+def test_several_questions_at_once(name, attn_implementation):
+    """One text, and a batch of questions of two lengths, with beams: every row is repeated for its own."""
+    model = tiny_base(name, attn_implementation)
+    text, questions = random_ids(1, 9), random_ids(2, 4, seed=1)
+    mask = torch.ones(2, 13, dtype=torch.long)
+    mask[1, 9:11] = 0
+    cache = hold_as_slots(read(model, text), int8=slice(0, 0))
+    options = QUESTION | {"num_beams": 2}
+    with merging_attention(model):
+        found = model.generate(questions, attention_mask=mask, **as_cache(cache.fork()), **options)
+    for row, question in enumerate((questions[:1], questions[1:, 2:])):
+        whole = model.generate(torch.cat([text, question], dim=1), **options)
+        assert torch.equal(found[row, 4:], whole[0, -5:])
+
+
+def test_rows_that_do_not_fit():
+    model = tiny_base("llama")
+    cache = hold_as_slots(read(model, random_ids(2, 8)))
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match=f"must be a multiple of those in the cache, 2, got {rows}"):
+            logits_after(model, random_ids(rows, 2), cache)
+
+
+def test_prompts_that_say_too_little():
+    """Without help, transformers would read the last token twice, or cut the question."""
+    model = tiny_base("llama")
+    ids = random_ids(1, 12)
+    cache = hold_as_slots(read(model, ids[:, :8]))
+    with merging_attention(model):
+        for length, mask in ((8, None), (8, 8), (3, None), (3, 3), (3, 9), (12, 21)):
+            mask = None if mask is None else torch.ones(1, mask, dtype=torch.long)
+            with pytest.raises(ValueError, match=r"the cache has read 8. Pass either the new tokens alone, .*:, :-1"):
+                model.generate(ids[:, :length], attention_mask=mask, **as_cache(cache.fork()), **SETTINGS)
+        with pytest.raises(ValueError, match="the cache has read 8"):
+            model.generate(input_ids=ids[:, :8], **as_cache(cache.fork()), **SETTINGS)
+        for option in ({"prompt_lookup_num_tokens": 2}, {"assistant_model": model}):
+            with pytest.raises(ValueError, match=f"`{next(iter(option))}` must not be given with a cache"):
+                model.generate(ids, **as_cache(cache.fork()), **option, **SETTINGS)
+        # An empty cache reads all.
+        found = model.generate(ids, **as_cache(MergingCache(model.config)), **SETTINGS)
+    assert torch.equal(found, model.generate(ids, **SETTINGS))
+    with merging_attention(model.model):
+        assert "generate" not in model.__dict__
+
+
+def test_streaming():
+    class Streamer(BaseStreamer):
+        def __init__(self):
+            self.tokens = []
+
+        def put(self, value):
+            self.tokens += value.flatten().tolist()
+
+        def end(self):
+            self.tokens.append("end")
+
+    model, streamer = tiny_base("llama"), Streamer()
+    ids = random_ids(1, 12)
+    cache = hold_as_slots(read(model, ids[:, :9]))
+    with merging_attention(model):
+        model.generate(
+            ids[:, 9:], attention_mask=torch.ones_like(ids), **as_cache(cache), streamer=streamer, **SETTINGS
+        )
+    assert streamer.tokens == [*model.generate(ids, **SETTINGS)[0, 9:].tolist(), "end"]
+
+
+@pytest.mark.parametrize("num_int8", [0, 4])
+def test_offloading_changes_nothing(num_int8):
+    model = tiny_base("llama")
+    ids = random_ids(1, 12)
+    cache = hold_as_slots(read(model, ids[:, :9]), int8=slice(2, 2 + num_int8))
+    expected = logits_after(model, ids[:, 9:], cache.fork())
+    for layer in cache.layers:
+        layer.offload()
+        layer.prefetch()
+    assert torch.equal(logits_after(model, ids[:, 9:], cache), expected)
+
+
 def test_rows_are_selected():
     model = tiny_base("llama")
     ids = random_ids(3, 10)
@@ -290,6 +395,24 @@ def test_slots_need_their_attention():
     # Without slots it is a plain cache.
     cache = MergingCache(model.config)
     assert torch.equal(model(random_ids(1, 8), **as_cache(cache)).logits, model(random_ids(1, 8)).logits)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_saved_caches(inside, tmp_path):
+    """Wherever it was saved, a compressed cache is read within the attention that weighs slots, and only there."""
+    model, ids = tiny_base("llama"), random_ids(1, 11)
+    cache = hold_as_slots(read(model, ids[:, :8]), int8=slice(2, 6))
+    for layer in cache.layers:
+        layer.log_mass += 1
+    with merging_attention(model) if inside else nullcontext():
+        torch.save(cache, tmp_path / "cache.pt")
+        copied = copy.deepcopy(cache)
+    loaded = torch.load(tmp_path / "cache.pt", weights_only=False)
+    expected = logits_after(model, ids[:, 8:], cache)
+    for other in (loaded, copied):
+        assert torch.equal(logits_after(model, ids[:, 8:], other.fork()), expected)
+        with pytest.raises(ValueError, match="with merging_attention"):
+            model(ids[:, 8:], **as_cache(other))
 
 
 def test_a_failing_switch_leaves_nothing(monkeypatch):

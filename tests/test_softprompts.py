@@ -1,14 +1,17 @@
 """Summary vectors on disk."""
 
+import hashlib
 import json
 import os
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
+from auto_compressor.coded_file import weights_hash
 from auto_compressor.softprompts import load_softprompt, model_fingerprint, save_softprompt
 
 
@@ -57,6 +60,96 @@ def test_fingerprint_is_that_of_the_weights(model, tmp_path):
     again = LlamaAutoCompressorModel.from_pretrained(tmp_path)
     half = LlamaAutoCompressorModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert model_fingerprint(model) == model_fingerprint(again) == model_fingerprint(half)
+
+
+def test_merged_adapters_are_named(model, tmp_path):
+    path = tmp_path / "text.safetensors"
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    save_softprompt(path, torch.zeros(1, 3, 32), adapted, num_tokens=40)
+    load_softprompt(path, adapted)
+    merged = adapted.merge_and_unload()
+    with pytest.raises(ValueError, match=r"made with adapters .* this model is without: .*`merge_and_unload`"):
+        load_softprompt(path, merged)
+    save_softprompt(path, torch.zeros(1, 3, 32), merged, num_tokens=40)
+    load_softprompt(path, merged)
+    with pytest.raises(ValueError, match=r"made without adapters .* this model is with: "):
+        load_softprompt(path, get_peft_model(merged, LoraConfig(target_modules=["q_proj"], r=2)))
+
+
+def test_the_fingerprint_of_plain_weights_stays():
+    """Files that are there must go on fitting their models: SHA-256 over names, shapes and first rows in bfloat16."""
+    model, digest = tiny_model(), hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        row = parameter.detach().reshape(-1, parameter.shape[-1])[0].to(torch.bfloat16)
+        digest.update(f"{name} {tuple(parameter.shape)}".encode() + row.view(torch.int16).numpy().tobytes())
+    assert model_fingerprint(model) == digest.hexdigest()
+
+
+class Quantised(torch.Tensor):
+    """What quantised weights are in torchao: a tensor of other tensors, with few operations."""
+
+    @staticmethod
+    def __new__(cls, values, scales):
+        return torch.Tensor._make_wrapper_subclass(cls, values.shape, dtype=scales.dtype)
+
+    def __init__(self, values, scales):
+        self.values_, self.scales = values, scales
+
+    def dequantize(self):
+        return self.values_ * self.scales
+
+    def __tensor_flatten__(self):
+        return ["values_", "scales"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, tensors, context, size, stride):
+        return cls(tensors["values_"], tensors["scales"])
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].values_, args[0].scales)
+        raise NotImplementedError(function)
+
+
+@pytest.mark.parametrize("identity", [model_fingerprint, weights_hash])
+def test_identity_of_quantised_weights(identity):
+    found = set()
+    for value, scale in ((1, 1.0), (2, 1.0), (1, 0.5), (1, 1.0)):
+        torch.manual_seed(0)
+        model = tiny_model()
+        weight = Quantised(torch.full((32, 32), value, dtype=torch.int8), torch.full((32, 1), scale))
+        model.model.layers[0].self_attn.q_proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+        found.add(identity(model))
+    assert len(found) == 3
+
+
+def test_a_quantised_base(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    model = tiny_model()
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    before = model_fingerprint(model)
+    softprompt = model.compress(torch.arange(40)[None], segment_lengths=20)
+    save_softprompt(tmp_path / "text.safetensors", softprompt, model, num_tokens=40)
+    assert torch.equal(load_softprompt(tmp_path / "text.safetensors", model).vectors, softprompt)
+    assert model_fingerprint(model) == before != model_fingerprint(tiny_model())
+    assert weights_hash(model) == weights_hash(model) != weights_hash(tiny_model())
+
+
+def test_4_bits_keep_their_identity():
+    """Whatever order bitsandbytes keeps them in."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    pack = bitsandbytes.functional._convert_weight_packed_for_cpu
+    torch.manual_seed(0)
+    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False)
+    layer.load_state_dict({"weight": torch.randn(64, 64)})
+    model = torch.nn.Sequential(layer).to("cpu")
+    before, held = model_fingerprint(model), layer.weight.data.clone()
+    layer.weight.data, layer.weight.quant_state = pack(layer.weight.data, layer.weight.quant_state)
+    assert layer.weight.data.shape != held.shape
+    assert model_fingerprint(model) == before
+    layer.weight.data[:16] ^= 1
+    assert model_fingerprint(model) != before
 
 
 def test_vectors_take_the_dtype_of_the_model(model, saved):

@@ -188,7 +188,7 @@ def check_candidates(
     for compressor, _ in candidates.values():
         compressor.check_identity(base_model)
         for ratio in ratios:
-            compressor.budgets(torch.tensor([context_length]), ratio)
+            compressor.check_ratio(context_length, ratio)
 
 
 def hold_context(
