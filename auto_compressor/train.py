@@ -673,8 +673,7 @@ def check_trackers(training_args: HfTrainingArguments):
 def begin_run(model_args: Any, data_args: DataTrainingArguments, training_args: HfTrainingArguments) -> str | None:
     """The checkpoint to go on from, whose run must have these settings; they are written for the next time."""
     settings, checkpoint = settings_of(model_args, data_args, training_args), find_checkpoint(training_args)
-    if checkpoint is not None:
-        check_settings(Path(checkpoint).parent, settings)
+    check_settings(Path(training_args.output_dir) if checkpoint is None else Path(checkpoint).parent, settings)
     if training_args.process_index == 0:
         write_settings(Path(training_args.output_dir), settings)
     return checkpoint

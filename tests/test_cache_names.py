@@ -148,6 +148,16 @@ def test_compress_takes_both(name):
     assert compressor.compress(base, ids[:, 48:], **{name: cache}) is cache and cache.get_seq_length() == 96
 
 
+@both_names
+def test_a_base_generates_with_both(name):
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=40, **SIZES)).eval()
+    compressor, ids = ActivationCompressor.from_base(base), torch.randint(3, 40, (1, 20))
+    with compressor.attach(base):
+        cache = compressor.compress(base, ids[:, :-1])
+        found = base.generate(ids, max_new_tokens=3, do_sample=False, **{name: cache})
+    assert torch.equal(found, base.generate(ids, max_new_tokens=3, do_sample=False))
+
+
 def test_the_old_name_is_written_through():
     @dataclass
     class Output(CacheOutput):

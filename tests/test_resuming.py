@@ -48,6 +48,15 @@ def test_other_settings_do_not_go_on(main, tmp_path):
     assert (main(*again) / "checkpoint-2").exists()
 
 
+def test_another_run_does_not_begin_among_checkpoints(main, tmp_path):
+    """Killed before its first one, it would go on from those of the other run."""
+    main(*TINY, 1)
+    with pytest.raises(SystemExit, match="has checkpoints of a run with other settings"):
+        main(*TINY, 1, "--weight_decay", 0.5)
+    (tmp_path / "out" / "checkpoint-1").rename(tmp_path / "elsewhere")
+    main(*TINY, 1, "--weight_decay", 0.5)
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 def test_the_newest_readable_checkpoint(name, main):
     output = main(*TINY, 2)

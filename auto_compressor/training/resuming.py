@@ -47,8 +47,13 @@ def own_fields(arguments: type) -> set[str]:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]):
-    """Raises a `ValueError` if the run of a folder has other settings; runs of before these were written pass."""
+    """
+    Raises a `ValueError` if the checkpoints of a folder are of a run with other settings: they would be gone on from,
+    now or the next time. Runs of before settings were written pass.
+    """
     path = folder / SETTINGS_FILE
+    if not checkpoints(str(folder)):
+        return
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         differing = {name: known[name] for name in sorted(known.keys() & settings.keys())}
@@ -59,7 +64,7 @@ def check_settings(folder: Path, settings: dict[str, Any]):
     changes = [f"{name} {old!r}, now {settings[name]!r}" for name, old in differing.items() if old != settings[name]]
     if changes:
         raise ValueError(
-            f"--resume_from_checkpoint: {folder} is of a run with other settings ({'; '.join(changes)}). Give another"
+            f"{folder} has checkpoints of a run with other settings ({'; '.join(changes)}). Give another"
             " --output_dir, or the settings of that run."
         )
 
