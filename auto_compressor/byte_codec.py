@@ -444,7 +444,7 @@ def read_streams(header: ByteCodecHeader, body: bytes) -> tuple[np.ndarray, np.n
 
 
 def check_counts(header: ByteCodecHeader, counts: np.ndarray):
-    """Raises a `CodedFileError` unless every block has a patch, has no more than bytes, and all have as many as said."""
+    """Raises a `CodedFileError` unless every block has a patch, no more than bytes, and all have as many as said."""
     sizes = np.full(header.num_blocks, header.block_size)
     sizes[-1] = header.num_bytes - header.block_size * (header.num_blocks - 1)
     fit = (counts <= sizes) & (counts >= np.minimum(sizes, 1))

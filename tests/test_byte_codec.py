@@ -33,7 +33,7 @@ from auto_compressor.byte_codec import (
 )
 from auto_compressor.cli.main import main
 from auto_compressor.coded_file import LANGUAGE_MODEL_MAGIC, PREFIX, weights_hash, write_parts
-from auto_compressor.softprompts import write_whole
+from auto_compressor.whole_files import write_whole
 
 
 SENTENCE = b"In the beginning God created the heavens and the earth. "

@@ -12,7 +12,7 @@ SCRIPTS = ("args", "data", "substep_trainer")  # other names of modules in the p
 FACE = ("__init__", "adaptive_trainer", "bases", "byte_codec", "byte_lm_codec", "carried_state", "convert")
 FACE += ("activation_trainer", "continuous_trainer", "hierarchical_trainer", "objectives", "trainer_mixin")
 
-PART, CONFIGURATION, GENERATION, MODEL, PACKAGE_FACE, TRAINING, SCRIPT, PROGRAM = range(8)
+GROUND, PART, CONFIGURATION, GENERATION, MODEL, PACKAGE_FACE, TRAINING, SCRIPT, PROGRAM = range(9)
 
 
 def source_files() -> list[Path]:
@@ -34,6 +34,8 @@ def rank(module: str) -> int:
         return {"cli": PROGRAM, "training": TRAINING}.get(parts[1], PACKAGE_FACE)
     if parts[1:] == ["train"]:
         return SCRIPT
+    if parts[1:] == ["whole_files"]:  # knows nothing of models
+        return GROUND
     if len(parts) == 1 or parts[1] in FACE:
         return PACKAGE_FACE
     kind = parts[1].split("_")[0]

@@ -269,7 +269,7 @@ def print_growth(num_bytes: int, blob: bytes, to_stdout: bool):
 
 def write_bytes(path: Path, data: bytes):
     """Writes a file, whole or not at all, or standard output for `-`; an `OSError` if it cannot be written."""
-    from ..softprompts import write_whole
+    from ..whole_files import write_whole
 
     if str(path) != "-":
         return write_whole(path, data)

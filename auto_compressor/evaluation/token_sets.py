@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..softprompts import whole_file
+from ..whole_files import whole_file
 
 
 COLUMNS = ("token_id", "count")
