@@ -19,6 +19,7 @@ TENSOR = "softprompt"
 DTYPES = ("F16", "BF16", "F32", "F64")  # as safetensors names them
 MAX_TOKENS = 2**48
 MAX_NAME_LENGTH = 4096
+FIELDS = ("format", "model_name", "model_type", "fingerprint", "num_tokens", "compression_ratio", "stored_bytes")
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -130,7 +131,12 @@ def _require(path: str | os.PathLike, holds: bool, rule: str, found: object):
 
 
 def _check_metadata(path: str | os.PathLike, metadata: dict[str, str]):
-    """Every text is there and of its kind; files of before there were checksums have none."""
+    """
+    Every text is there and of its kind; files of before there were checksums have none. Others are refused, as a
+    checksum under a damaged name is one of them.
+    """
+    unknown = sorted(metadata.keys() - {*FIELDS, "sha256"})
+    _require(path, not unknown, "its metadata must be known", unknown)
     for name in ("model_name", "model_type"):
         is_name = 0 < len(metadata.get(name, "")) + (name == "model_name") <= MAX_NAME_LENGTH
         _require(path, is_name, f"its `{name}` must be a text", metadata.get(name))
