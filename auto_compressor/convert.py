@@ -24,7 +24,7 @@ from .modeling_adaptive_byte import AdaptiveByteForCausalLM
 from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
 from .modeling_gru_byte import GRUByteForCausalLM
 from .tokenization_bytes import ByteTokenizer
-from .whole_files import whole_folder
+from .whole_files import remove_left_over, whole_folder
 
 
 MODELS = {
@@ -226,6 +226,7 @@ def convert_checkpoint(family: str, source: str | os.PathLike, target: str | os.
         ValueError: as in [`load_published`].
     """
     target = Path(target)
+    remove_left_over(target, target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} must be a new or an empty folder.")
     model = load_published(family, source)

@@ -162,4 +162,4 @@ def place_folder(part: Path, folder: Path):
         move_files(part, folder)
 
 
-__all__ = ["whole_file", "whole_folder", "write_whole"]
+__all__ = ["remove_left_over", "whole_file", "whole_folder", "write_whole"]
