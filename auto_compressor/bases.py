@@ -23,6 +23,7 @@ from .modeling_autocompressor import (
     Qwen2AutoCompressorModel,
     Qwen3AutoCompressorModel,
 )
+from .whole_files import whole_folder
 
 
 AUTOCOMPRESSORS = {
@@ -66,9 +67,9 @@ def smollm2_checkpoint() -> Path:
     loading = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
     model = load(AutoModelForCausalLM, gguf_file.parent, quantization_config=GgufConfig(dequantize=True), **loading)
     tokenizer = load_tokenizer(gguf_file.parent, gguf_file=gguf_file.name)
-    model.save_pretrained(folder.with_suffix(".part"))
-    tokenizer.save_pretrained(folder.with_suffix(".part"))
-    folder.with_suffix(".part").rename(folder)
+    with whole_folder(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
     return folder
 
 

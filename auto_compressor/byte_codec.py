@@ -12,20 +12,38 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 
-from .coded_file import check_original, check_weights, exact_copy, read_parts, weights_hash, write_parts
+from .coded_file import (
+    CODES_MAGIC,
+    CodedFileError,
+    check_origin,
+    check_original,
+    check_weights,
+    exact_copy,
+    naming,
+    read_parts,
+    require,
+    weights_hash,
+    write_parts,
+)
 from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
 from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder, rows_to_bytes
 from .tokenization_bytes import NUM_BYTES
 
 
-MAGIC = b"\x89ACZ\r\n\x1a\n"  # no text, and damaged by a transfer that takes it for text
+MAGIC = CODES_MAGIC
 VERSION = 1
 Progress = Callable[[range], Iterable[int]]
-DECOMPRESSORS = {"zlib": zlib.decompress, "lzma": lzma.decompress}
+MAX_LZMA_MEMORY = 2**26  # the streams here need an eighth of it
+FORMS = ("bits", "zlib", "lzma")
+CODE_STREAMS, CORRECTION_STREAMS = 2, 3
+LARGEST = {"num_bytes": 2**50, "right_bytes": 2**50, "block_size": 2**31, "num_patches": 2**50}
+LARGEST |= {"num_quantizers": 2**16, "codebook_size": 2**32}
+SMALLEST = {"block_size": 1, "num_quantizers": 1, "codebook_size": 1}
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,48 @@ class ByteCodecHeader:
     def num_codes(self) -> int:
         return self.num_patches * self.num_quantizers
 
+    @classmethod
+    def parse(cls, packed: bytes) -> "ByteCodecHeader":
+        """Reads JSON; a `CodedFileError` if these are not its fields, or one of them is of another kind."""
+        values = parse_json(packed)
+        names = [field.name for field in fields(cls)]
+        require(isinstance(values, dict) and sorted(values) == sorted(names), f"its header must say {names}", values)
+        header = cls(**values)
+        check_origin(header.model_type, header.model_hash, header.sha256)
+        require(isinstance(header.lossless, bool), "`lossless` in its header must be true or false", header.lossless)
+        for name, most in LARGEST.items():
+            least, found = SMALLEST.get(name, 0), values[name]
+            rule = f"`{name}` in its header must be a whole number from {least} to {most}"
+            require(type(found) is int and least <= found <= most, rule, found)
+        return header
+
+    def check(self, body_length: int):
+        """Raises a `CodedFileError` for counts that do not go together, or not with the length of what follows."""
+        blocks, most = self.num_blocks if self.num_bytes else 0, self.num_bytes
+        require(self.right_bytes <= most, f"`right_bytes` in its header must be {most} at most", self.right_bytes)
+        rule = f"`num_patches` in its header must be from {blocks} to {most}"
+        require(blocks <= self.num_patches <= most, rule, self.num_patches)
+        check_stream_list(self.streams, CODE_STREAMS + CORRECTION_STREAMS * self.lossless, body_length)
+
+
+def parse_json(packed: bytes) -> Any:
+    """A value; `None` for what is no JSON, or is nested too deep or has too long a number to be read."""
+    try:
+        return json.loads(packed)
+    except (ValueError, RecursionError):
+        return None
+
+
+def check_stream_list(streams: Any, count: int, body_length: int):
+    """Raises a `CodedFileError` unless these are forms and lengths of `count` streams that fill the body."""
+    rule = f"`streams` in its header must be {count} pairs of a form and a length"
+    require(isinstance(streams, list) and len(streams) == count, rule, streams)
+    for stream in streams:
+        require(isinstance(stream, list) and len(stream) == 2 and stream[0] in FORMS, rule, stream)
+        require(type(stream[1]) is int and stream[1] >= 0, rule, stream)
+    found = sum(length for _, length in streams)
+    require(found == body_length, f"the lengths of its streams must add up to {body_length}", found)
+
 
 def pack_bits(values: np.ndarray, bits: int) -> bytes:
     """Whole numbers below `2**bits` (32 bits at most), each in so many bits."""
@@ -95,11 +155,33 @@ def write_stream(values: np.ndarray, limit: int) -> tuple[str, bytes]:
     return min(forms.items(), key=lambda form: len(form[1]))
 
 
+def decompress_bounded(stored: bytes, form: str, length: int) -> bytes:
+    """What zlib or lzma compressed, which must be `length` bytes; no more are made on the way."""
+    try:
+        if form == "lzma":
+            reader = lzma.LZMADecompressor(lzma.FORMAT_ALONE, MAX_LZMA_MEMORY)
+        else:
+            reader = zlib.decompressobj()
+        data = reader.decompress(stored, length + 1)
+    except (zlib.error, lzma.LZMAError, EOFError, MemoryError) as error:
+        raise CodedFileError(f"is damaged: a stream must be {form}, got: {error}.") from error
+    require(len(data) == length, f"a stream must hold {length} bytes", len(data))
+    require(reader.eof and not reader.unused_data, f"a stream must be all of what {form} wrote", stored)
+    return data
+
+
 def read_stream(stored: bytes, form: str, limit: int, count: int) -> np.ndarray:
-    """The `count` numbers that `write_stream` wrote."""
+    """The `count` numbers that `write_stream` wrote; a `CodedFileError` for what it cannot have written."""
     if form == "bits":
-        return unpack_bits(stored, (limit - 1).bit_length(), count)
-    return np.frombuffer(DECOMPRESSORS[form](stored), small_dtype(limit)).astype(np.int64)
+        bits = (limit - 1).bit_length()
+        require(len(stored) == -(-bits * count // 8), f"a stream of {count} numbers must have their bits", len(stored))
+        values = unpack_bits(stored, bits, count)
+    else:
+        dtype = small_dtype(limit)
+        values = np.frombuffer(decompress_bounded(stored, form, count * dtype.itemsize), dtype).astype(np.int64)
+    largest = values.max(initial=0)
+    require(largest < limit, f"the numbers of a stream must be below {limit}", int(largest))
+    return values
 
 
 @dataclass(frozen=True)
@@ -198,19 +280,22 @@ def check_arguments(model: HierarchicalAutoencoder, batch_size: int):
 
 
 def read_file(blob: bytes) -> tuple[ByteCodecHeader, bytes]:
-    """Returns header and body; see `read_header` for the errors."""
-    header, body = read_parts(blob, MAGIC, VERSION, "encode_bytes")
-    return ByteCodecHeader(**json.loads(header)), body
+    """Returns header and body, which go together; see `read_header` for the errors."""
+    packed, body = read_parts(blob, MAGIC, VERSION)
+    header = ByteCodecHeader.parse(packed)
+    header.check(len(body))
+    return header, body
 
 
-def read_header(blob: bytes) -> ByteCodecHeader:
+def read_header(blob: bytes, name: str = "The file") -> ByteCodecHeader:
     """
-    What a file of [`encode_bytes`] says about itself.
+    What a file of [`encode_bytes`] says about itself; `name` is what errors call it.
 
     Raises:
         ValueError: for what is no such file, or one that is truncated, damaged or of another version.
     """
-    return read_file(blob)[0]
+    with naming(name):
+        return read_file(blob)[0]
 
 
 def split_streams(header: ByteCodecHeader, body: bytes) -> Iterator[tuple[bytes, str]]:
@@ -301,7 +386,11 @@ def make_header(
 
 
 def decode_bytes(
-    model: HierarchicalAutoencoder, blob: bytes, batch_size: int = 32, progress: Progress = iter
+    model: HierarchicalAutoencoder,
+    blob: bytes,
+    batch_size: int = 32,
+    progress: Progress = iter,
+    name: str = "The file",
 ) -> bytes:
     """
     The bytes of a file of [`encode_bytes`]: the original of a lossless one, of another what its codes keep.
@@ -312,24 +401,56 @@ def decode_bytes(
         blob (`bytes`): The file.
         batch_size (`int`, defaults to 32): Blocks that are decoded at once, as many as when encoding or not.
         progress (`Callable`, *optional*): Wraps the range over the batches, as `tqdm.tqdm` does.
+        name (`str`, *optional*): What errors call the file.
 
     Raises:
         ValueError: for arguments of another type; for what is no such file, or one that is truncated, damaged, of
-            another version or made by other weights; and if a lossless file decodes to other bytes than its original.
+            another version or made by other weights; and if it decodes to other bytes than its original, though it is
+            lossless or says that all of them come back.
     """
     check_arguments(model, batch_size)
-    header, body = read_file(blob)
-    check_weights(model, header.model_type, header.model_hash)
+    with naming(name):
+        header, body = read_file(blob)
+        check_weights(model, header.model_type, header.model_hash)
+        check_config(model.config, header)
+        counts, codes, corrections = read_streams(header, body)
+        decoder = exact_copy(model) if header.lossless else model
+        decoded = decode_patches(decoder, counts, codes, batch_size, progress)
+        data = (correct_patches(decoded, *corrections) if header.lossless else decoded.data).tobytes()
+        if header.lossless or header.right_bytes == header.num_bytes:
+            check_original(data, header.sha256)
+        return data
+
+
+def check_config(config: HierarchicalAutoencoderConfig, header: ByteCodecHeader):
+    """Raises a `CodedFileError` for sizes that are not those of the model."""
+    top = config.level_configs[-1]
+    for name, expected in (
+        ("block_size", config.block_size),
+        ("num_quantizers", top.num_quantizers),
+        ("codebook_size", top.codebook_size),
+    ):
+        found = getattr(header, name)
+        require(found == expected, f"`{name}` in its header must be {expected}, that of the model", found)
+
+
+def read_streams(header: ByteCodecHeader, body: bytes) -> tuple[np.ndarray, np.ndarray, tuple | None]:
+    """Counts and codes of all blocks, and the corrections of a lossless file; see [`Patches`] for the shapes."""
     streams = split_streams(header, body)
     counts = read_stream(*next(streams), header.block_size + 1, header.num_blocks)
+    check_counts(header, counts)
     codes = read_stream(*next(streams), header.codebook_size, header.num_codes).reshape(header.num_quantizers, -1).T
-    decoder = exact_copy(model) if header.lossless else model
-    decoded = decode_patches(decoder, counts, codes, batch_size, progress)
-    if not header.lossless:
-        return decoded.data.tobytes()
-    data = correct_patches(decoded, *read_corrections(header, streams)).tobytes()
-    check_original(data, header.sha256)
-    return data
+    return counts, codes, read_corrections(header, streams) if header.lossless else None
+
+
+def check_counts(header: ByteCodecHeader, counts: np.ndarray):
+    """Raises a `CodedFileError` unless every block has a patch, no more than bytes, and all have as many as said."""
+    sizes = np.full(header.num_blocks, header.block_size)
+    sizes[-1] = header.num_bytes - header.block_size * (header.num_blocks - 1)
+    fit = (counts <= sizes) & (counts >= np.minimum(sizes, 1))
+    require(bool(fit.all()), "a block must have from 1 patch to one per byte", int(counts[~fit][:1].sum()))
+    found = int(counts.sum())
+    require(found == header.num_patches, f"its blocks must have {header.num_patches} patches", found)
 
 
 def read_corrections(
@@ -338,7 +459,9 @@ def read_corrections(
     """Flags of wrong patches `(patches,)`, and their lengths and bytes."""
     wrong = read_stream(*next(streams), 2, header.num_patches).astype(bool)
     lengths = read_stream(*next(streams), header.block_size + 1, int(wrong.sum()))
-    return wrong, lengths, read_stream(*next(streams), NUM_BYTES, int(lengths.sum()))
+    found, expected = int(lengths.sum()), header.num_bytes - header.right_bytes
+    require(found == expected, f"its corrections must have {expected} bytes", found)
+    return wrong, lengths, read_stream(*next(streams), NUM_BYTES, found)
 
 
 __all__ = ["ByteCodecHeader", "decode_bytes", "encode_bytes", "read_header"]

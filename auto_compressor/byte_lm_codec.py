@@ -29,11 +29,24 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .coded_file import check_original, check_weights, exact_copy, read_parts, weights_hash, write_parts
+from .coded_file import (
+    LANGUAGE_MODEL_MAGIC,
+    OTHER_ROUNDING,
+    CodedFileError,
+    check_origin,
+    check_original,
+    check_weights,
+    exact_copy,
+    naming,
+    read_parts,
+    require,
+    weights_hash,
+    write_parts,
+)
 from .tokenization_bytes import NUM_BYTES
 
 
-MAGIC = b"\x89ACM\r\n\x1a\n"  # no text, and damaged by a transfer that takes it for text
+MAGIC = LANGUAGE_MODEL_MAGIC
 VERSION = 1
 FIELDS = struct.Struct("<32s32sQIIId")
 Progress = Callable[[range], Iterable[int]]
@@ -41,6 +54,10 @@ Progress = Callable[[range], Iterable[int]]
 NUM_COUNTS = 2**18  # a distribution is rounded to so many parts
 TIE_MARGIN = 1e-11
 STREAM_BYTES, MAX_STREAMS = 2**14, 64
+OTHER_BYTES = f"decodes to other bytes than its original: {OTHER_ROUNDING}."
+MAX_STREAMS_ASKED = 2**16 - 1
+WORD_BITS, SPARE_BITS = 32, 64  # the range coder may leave so many bits unwritten
+MIN_BITS = 1e-5  # that a byte costs at least: half of what is left when all other bytes keep their codes of 24 bits
 # A code of 24 bits is kept for every byte, however unlikely; floats that sum to anything are taken as they are.
 CODED_BY = constriction.stream.model.Categorical(perfect=False)
 
@@ -85,8 +102,31 @@ class ByteLMHeader:
 
     @classmethod
     def unpack(cls, packed: bytes) -> "ByteLMHeader":
+        require(len(packed) >= FIELDS.size, f"its header must have {FIELDS.size} bytes or more", len(packed))
         model_hash, sha256, *numbers = FIELDS.unpack_from(packed)
-        return cls(packed[FIELDS.size :].decode(), model_hash.hex(), sha256.hex(), *numbers)
+        model_type = packed[FIELDS.size :].decode(errors="replace")
+        return cls(model_type, model_hash.hex(), sha256.hex(), *numbers)
+
+    def check(self, body_length: int):
+        """Raises a `CodedFileError` for counts that do not go together, or not with the length of what follows."""
+        check_origin(self.model_type)
+        in_range = 1 <= self.num_streams <= MAX_STREAMS_ASKED
+        require(in_range, f"`num_streams` in its header must be from 1 to {MAX_STREAMS_ASKED}", self.num_streams)
+        require(self.window != 1, "`window` in its header must be 0, or 2 or more", self.window)
+        is_cost = math.isfinite(self.ideal_bits) and self.ideal_bits >= 0
+        require(is_cost, "`ideal_bits` in its header must be 0 or more, and finite", self.ideal_bits)
+        require(body_length % 4 == 0, "what follows its header must be words of 4 bytes", body_length)
+        most = min(self.num_bytes, body_length // 8)
+        require(self.num_ties <= most, f"`num_ties` in its header must be {most} at most", self.num_ties)
+        self.check_cost(8 * body_length - 64 * self.num_ties + SPARE_BITS)
+
+    def check_cost(self, bits: int):
+        """Raises a `CodedFileError` for more bytes than so many bits can stand for: each costs something, and the
+        first of a stream 8 bits."""
+        firsts = min(self.num_bytes, self.num_streams)
+        most = int(bits / MIN_BITS)
+        require(self.num_bytes <= most, f"`num_bytes` in its header must be {most} at most", self.num_bytes)
+        require(8 * firsts <= bits, f"`num_streams` in its header must be {bits // 8} at most", firsts)
 
 
 @torch.no_grad()
@@ -115,10 +155,20 @@ def find_ties(probs: torch.DoubleTensor) -> list[int]:
 
 
 def round_to_counts(probs: torch.DoubleTensor, ties: list[int]) -> np.ndarray:
-    """What rows of bytes are coded by: whole numbers in the ratio of their probabilities, in `ties` all the same."""
+    """
+    What rows of bytes are coded by: whole numbers in the ratio of their probabilities, in `ties` all the same.
+
+    The rows lie one behind the other in memory, which constriction takes for granted.
+    """
     counts = (probs * NUM_COUNTS + 0.5).floor()
     counts[ties] = 1.0
-    return counts.numpy()
+    return np.ascontiguousarray(counts.numpy())
+
+
+def least_bits(counts: np.ndarray, symbols: np.ndarray) -> float:
+    """What rows of bytes cost at least, coded by their counts; a code of 24 bits may make a likely one cheaper."""
+    likely = np.take_along_axis(counts, symbols[:, None].astype(np.int64), 1)[:, 0] / counts.sum(axis=1)
+    return float(-np.log2(np.minimum(likely + 2**-14, 1)).sum())
 
 
 def rows_at(step: int, streams: torch.ByteTensor, num_bytes: int) -> int:
@@ -133,6 +183,12 @@ def cut_streams(data: bytes, num_streams: int) -> torch.ByteTensor:
     return torch.from_numpy(np.frombuffer(padded, np.uint8).reshape(num_streams, num_steps).copy())
 
 
+def check_predictions(probs: torch.DoubleTensor, step: int):
+    """Raises a `ValueError` for a model that gives NaN."""
+    if probs.isnan().any():
+        raise ValueError(f"`model` must predict with numbers, it gives NaN after {step} bytes.")
+
+
 def encode_streams(
     model: PreTrainedModel, streams: torch.ByteTensor, num_bytes: int, window: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -142,8 +198,7 @@ def encode_streams(
     for step, probs in zip(steps, predictions(model, streams, window), strict=False):
         rows = rows_at(step, streams, num_bytes)
         probs, symbols = probs[:rows], streams[:rows, step].long()
-        if probs.isnan().any():
-            raise ValueError(f"`model` must predict with numbers, it gives NaN after {step} bytes.")
+        check_predictions(probs, step)
         tied = find_ties(probs)
         encoder.encode(symbols.int().numpy(), CODED_BY, round_to_counts(probs, tied))
         ties += [(step, stream) for stream in tied]
@@ -154,21 +209,35 @@ def encode_streams(
 def decode_streams(
     model: PreTrainedModel, header: ByteLMHeader, words: np.ndarray, ties: np.ndarray, progress: Progress
 ) -> torch.ByteTensor:
-    """The streams `(num_streams, num_steps)` that `encode_streams` encoded; where this model predicts otherwise, other
-    bytes, or zeros from where the words make no sense."""
+    """
+    The streams `(num_streams, num_steps)` that `encode_streams` encoded; where this model predicts otherwise, other
+    bytes.
+
+    Raises:
+        CodedFileError: where the words make no sense, or what was decoded costs more bits than they have.
+    """
     decoder, tied = constriction.stream.queue.RangeDecoder(words), defaultdict(list)
     for step, stream in ties.tolist():
         tied[step].append(stream)
     streams = torch.zeros(header.num_streams, header.num_steps, dtype=torch.uint8)
-    steps = progress(range(header.num_steps))
+    bits, steps = WORD_BITS * len(words) + SPARE_BITS, progress(range(header.num_steps))
     for step, probs in zip(steps, predictions(model, streams, header.window), strict=False):
         rows = rows_at(step, streams, header.num_bytes)
-        try:
-            symbols = decoder.decode(CODED_BY, round_to_counts(probs[:rows], tied[step]))
-        except AssertionError:  # that of constriction for words which these distributions cannot have made
-            break
+        check_predictions(probs[:rows], step)
+        counts = round_to_counts(probs[:rows], tied[step])
+        symbols = decode_symbols(decoder, counts)
+        bits -= least_bits(counts, symbols)
+        if bits < 0:
+            raise CodedFileError(OTHER_BYTES)
         streams[:rows, step] = torch.from_numpy(symbols).to(torch.uint8)
     return streams
+
+
+def decode_symbols(decoder: constriction.stream.queue.RangeDecoder, counts: np.ndarray) -> np.ndarray:
+    try:
+        return decoder.decode(CODED_BY, counts)
+    except AssertionError as error:  # that of constriction for words which these distributions cannot have made
+        raise CodedFileError(OTHER_BYTES) from error
 
 
 def check_model(model: PreTrainedModel):
@@ -187,8 +256,8 @@ def check_model(model: PreTrainedModel):
 def resolve_num_streams(num_streams: int | None, num_bytes: int) -> int:
     if num_streams is None:
         return min(max(1, num_bytes // STREAM_BYTES), MAX_STREAMS)
-    if not isinstance(num_streams, int) or not 1 <= num_streams < 2**16:
-        raise ValueError(f"`num_streams` must be an integer from 1 to {2**16 - 1}, got {num_streams!r}.")
+    if not isinstance(num_streams, int) or not 1 <= num_streams <= MAX_STREAMS_ASKED:
+        raise ValueError(f"`num_streams` must be an integer from 1 to {MAX_STREAMS_ASKED}, got {num_streams!r}.")
     return num_streams
 
 
@@ -250,7 +319,7 @@ def compress_bytes(
     return write_parts(MAGIC, VERSION, header.pack(), ties.tobytes() + words.astype("<u4").tobytes())
 
 
-def decompress_bytes(model: PreTrainedModel, blob: bytes, progress: Progress = iter) -> bytes:
+def decompress_bytes(model: PreTrainedModel, blob: bytes, progress: Progress = iter, name: str = "The file") -> bytes:
     """
     The bytes that [`compress_bytes`] compressed.
 
@@ -258,36 +327,61 @@ def decompress_bytes(model: PreTrainedModel, blob: bytes, progress: Progress = i
         model (`PreTrainedModel`): With the weights that made the file, in evaluation mode; it is left as it is.
         blob (`bytes`): The file.
         progress (`Callable`, *optional*): Wraps the range over the bytes of a stream, as `tqdm.tqdm` does.
+        name (`str`, *optional*): What errors call the file.
 
     Raises:
         ValueError: for arguments of another type; for what is no such file, or one that is truncated, damaged, of
             another version or made by other weights; and if it decodes to other bytes than its original.
     """
     check_model(model)
-    header, body = read_file(blob)
-    check_weights(model, header.model_type, header.model_hash)
-    numbers = np.frombuffer(body, "<u4").astype(np.uint32)
-    ties, words = np.split(numbers, [2 * header.num_ties])
-    streams = decode_streams(exact_copy(model), header, words, ties.reshape(-1, 2), progress)
-    data = streams.numpy().tobytes()[: header.num_bytes]
-    check_original(data, header.sha256)
-    return data
+    with naming(name):
+        header, body = read_file(blob)
+        ties, words = split_numbers(header, body)
+        check_weights(model, header.model_type, header.model_hash)
+        check_window(header.window, model)
+        streams = decode_streams(exact_copy(model), header, words, ties, progress)
+        data = streams.numpy().tobytes()[: header.num_bytes]
+        check_original(data, header.sha256)
+        return data
+
+
+def split_numbers(header: ByteLMHeader, body: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The ties `(num_ties, 2)` and the words of a body; a `CodedFileError` for ties where there are no bytes."""
+    ties, words = np.split(np.frombuffer(body, "<u4").astype(np.uint32), [2 * header.num_ties])
+    ties = ties.reshape(-1, 2)
+    steps, streams = ties.astype(np.int64).T
+    there = (steps < header.num_steps) & (streams * header.num_steps + steps < header.num_bytes)
+    require(bool(there.all()), "its ties must be places of bytes", ties[~there].tolist())
+    increasing = (np.diff(steps) > 0) | ((np.diff(steps) == 0) & (np.diff(streams) > 0))
+    require(bool(increasing.all()), "its ties must be in the order of their places", ties.tolist())
+    return ties, words
+
+
+def check_window(window: int, model: PreTrainedModel):
+    """Raises a `CodedFileError` for a window that the model cannot have compressed with."""
+    most = getattr(model.config, "max_position_embeddings", 0)
+    if most:
+        rule = f"`window` in its header must be from 2 to {most}, the context of the model"
+        require(2 <= window <= most, rule, window)
 
 
 def read_file(blob: bytes) -> tuple[ByteLMHeader, bytes]:
-    """Returns header and body; see `read_header` for the errors."""
-    header, body = read_parts(blob, MAGIC, VERSION, "compress_bytes")
-    return ByteLMHeader.unpack(header), body
+    """Returns header and body, which go together; see `read_header` for the errors."""
+    packed, body = read_parts(blob, MAGIC, VERSION)
+    header = ByteLMHeader.unpack(packed)
+    header.check(len(body))
+    return header, body
 
 
-def read_header(blob: bytes) -> ByteLMHeader:
+def read_header(blob: bytes, name: str = "The file") -> ByteLMHeader:
     """
-    What a file of [`compress_bytes`] says about itself.
+    What a file of [`compress_bytes`] says about itself; `name` is what errors call it.
 
     Raises:
         ValueError: for what is no such file, or one that is truncated, damaged or of another version.
     """
-    return read_file(blob)[0]
+    with naming(name):
+        return read_file(blob)[0]
 
 
 __all__ = ["ByteLMHeader", "compress_bytes", "decompress_bytes", "read_header"]

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.utils.data import Sampler
 
 from .adaptive_outputs import ByteLMOutput
 from .recurrent_cache import RecurrentCache
 from .tokenization_bytes import NUM_BYTES
+from .whole_files import write_whole
 
 
 class LaneSampler(Sampler[int]):
@@ -66,11 +67,11 @@ class CarriedState:
         return CarriedState(self.cache, self.logits[:num_rows])
 
     def save(self, path: Path):
-        """Writes a safetensors file."""
+        """Writes a safetensors file, whole or not at all."""
         tensors = {"logits": self.logits}
         for index, layer in enumerate(self.cache.layers):
             tensors |= {f"{index}.{name}": state for name, state in layer.states.items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        write_whole(path, save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}))
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> "CarriedState":

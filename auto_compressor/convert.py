@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +24,7 @@ from .modeling_adaptive_byte import AdaptiveByteForCausalLM
 from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
 from .modeling_gru_byte import GRUByteForCausalLM
 from .tokenization_bytes import ByteTokenizer
+from .whole_files import remove_left_over, whole_folder
 
 
 MODELS = {
@@ -226,17 +226,14 @@ def convert_checkpoint(family: str, source: str | os.PathLike, target: str | os.
         ValueError: as in [`load_published`].
     """
     target = Path(target)
+    remove_left_over(target, target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} must be a new or an empty folder.")
     model = load_published(family, source)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with whole_folder(target) as part:
         model.save_pretrained(part)
         if family != "continuous_text_autoencoder":
             ByteTokenizer().save_pretrained(part)
-        os.replace(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return model
 
 

@@ -2,11 +2,10 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,8 +13,21 @@ from safetensors.torch import save
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
+from .whole_files import whole_file, write_whole
+
 
 FORMAT = "auto_compressor.softprompt.v1"
+TENSOR = "softprompt"
+DTYPES = ("F16", "BF16", "F32", "F64")  # as safetensors names them
+MAX_TOKENS = 2**48
+MAX_NAME_LENGTH = 4096
+FIELDS = ("format", "model_name", "model_type", "fingerprint", "adapters", "num_tokens", "compression_ratio")
+FIELDS += ("stored_bytes",)
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class SoftpromptFileError(OSError, ValueError):
+    """A file that is no softprompt, or a damaged one."""
 
 
 @dataclass(frozen=True)
@@ -93,28 +105,22 @@ def _check_saveable(softprompt: torch.Tensor, width: int, num_tokens: int):
         raise ValueError(
             f"`softprompt` must have the shape (batch_size, length, {width}), got {tuple(softprompt.shape)}."
         )
-    if num_tokens < 1:
-        raise ValueError(f"`num_tokens` must be 1 or more, got {num_tokens}.")
+    if softprompt.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise ValueError(f"`softprompt` must hold floats of 16 to 64 bits, got {softprompt.dtype}.")
+    if not softprompt.isfinite().all():
+        raise ValueError("`softprompt` must be finite, it holds NaN or infinity.")
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
+        raise ValueError(f"`num_tokens` must be an integer, got {num_tokens!r}.")
+    if not 1 <= num_tokens <= MAX_TOKENS:
+        raise ValueError(f"`num_tokens` must be 1 or more, and {MAX_TOKENS} at most, got {num_tokens}.")
 
 
-@contextmanager
-def whole_file(path: Path, mode: str = "wb", **options) -> Iterator[IO]:
-    """Opens a file beside `path` that takes its place at the end, down to the disk; an error leaves `path` alone."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open(mode, **options) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, data: bytes):
-    """Writes a file so that `path` is never there in part."""
-    with whole_file(path) as file:
-        file.write(data)
+def _checksum(vectors: torch.Tensor, metadata: dict[str, str]) -> str:
+    """SHA-256 over the vectors, their dtype and shape, and the metadata."""
+    told = sorted((key, value) for key, value in metadata.items() if key != "sha256")
+    digest = hashlib.sha256(repr((told, str(vectors.dtype), tuple(vectors.shape))).encode("utf-8", "replace"))
+    digest.update(vectors.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: PreTrainedModel, num_tokens: int):
@@ -128,7 +134,7 @@ def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: Pr
         num_tokens (`int`): Tokens of each text that they stand for.
 
     Raises:
-        ValueError: if the softprompt is empty or of another shape, or `num_tokens` below 1.
+        ValueError: if the softprompt is empty, of another shape, no floats or not finite, or `num_tokens` below 1.
         OSError: if the file cannot be written.
     """
     _check_saveable(softprompt, model.get_input_embeddings().embedding_dim, num_tokens)
@@ -143,7 +149,51 @@ def save_softprompt(path: str | os.PathLike, softprompt: torch.Tensor, model: Pr
         "stored_bytes": str(softprompt.numel() * softprompt.element_size()),
     }
     vectors = softprompt.detach().contiguous().cpu()
-    write_whole(Path(path), save({"softprompt": vectors}, metadata))
+    metadata["sha256"] = _checksum(vectors, metadata)
+    write_whole(Path(path), save({TENSOR: vectors}, metadata))
+
+
+def _require(path: str | os.PathLike, holds: bool, rule: str, found: object):
+    """Raises a `SoftpromptFileError` that names the file, the rule and what was found, unless the rule holds."""
+    if not holds:
+        raise SoftpromptFileError(f"{path} is damaged: {rule}, got {found!r:.80}.")
+
+
+def _check_metadata(path: str | os.PathLike, metadata: dict[str, str]):
+    """
+    Every text is there and of its kind; files of before there were checksums have none. Others are refused, as a
+    checksum under a damaged name is one of them.
+    """
+    unknown = sorted(metadata.keys() - {*FIELDS, "sha256"})
+    _require(path, not unknown, "its metadata must be known", unknown)
+    for name in ("model_name", "model_type"):
+        is_name = 0 < len(metadata.get(name, "")) + (name == "model_name") <= MAX_NAME_LENGTH
+        _require(path, is_name, f"its `{name}` must be a text", metadata.get(name))
+    for name in ("fingerprint", "sha256")[: 1 + ("sha256" in metadata)]:
+        is_hash = SHA256.fullmatch(metadata.get(name, "")) is not None
+        _require(path, is_hash, f"its `{name}` must be a SHA-256 in hexadecimal digits", metadata.get(name))
+    found = metadata.get("num_tokens", "")
+    is_count = found.isascii() and found.isdecimal() and len(found) <= 15 and 1 <= int(found) <= MAX_TOKENS
+    _require(path, is_count, f"its `num_tokens` must be a whole number from 1 to {MAX_TOKENS}", found)
+
+
+def _read_vectors(path: str | os.PathLike, file: safe_open) -> torch.Tensor:
+    """The one tensor of a file, whose dtype and shape are checked before it is read."""
+    _require(path, file.keys() == [TENSOR], f"it must hold `{TENSOR}` alone", file.keys())
+    part = file.get_slice(TENSOR)
+    dtype, shape = part.get_dtype(), tuple(part.get_shape())
+    _require(path, dtype in DTYPES, f"the dtype of its vectors must be one of {', '.join(DTYPES)}", dtype)
+    is_shape = len(shape) == 3 and min(shape) > 0
+    _require(path, is_shape, "the shape of its vectors must be (batch_size, length, width)", shape)
+    return file.get_tensor(TENSOR)
+
+
+def _check_vectors(path: str | os.PathLike, vectors: torch.Tensor, metadata: dict[str, str]):
+    """They are those that were saved, and finite."""
+    found = _checksum(vectors, metadata)
+    expected = metadata.get("sha256", found)
+    _require(path, found == expected, f"the SHA-256 of what it holds must be {expected[:16]}", found[:16])
+    _require(path, bool(vectors.isfinite().all()), "its vectors must be finite", "NaN or infinity")
 
 
 def _read(path: str | os.PathLike) -> tuple[torch.Tensor, dict[str, str]]:
@@ -154,14 +204,19 @@ def _read(path: str | os.PathLike) -> tuple[torch.Tensor, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise OSError(f"{path} holds no softprompt: its format is {metadata.get('format')!r}, not {FORMAT!r}.")
-            return file.get_tensor("softprompt"), metadata
+                found = metadata.get("format")
+                raise SoftpromptFileError(f"{path} holds no softprompt: its format is {found!r:.80}, not {FORMAT!r}.")
+            _check_metadata(path, metadata)
+            vectors = _read_vectors(path, file)
     except SafetensorError as error:
-        raise OSError(f"{path} is damaged: {error}") from error
+        reason = " ".join(str(error).split())
+        raise SoftpromptFileError(f"{path} is damaged: {reason:.200}") from error
+    _check_vectors(path, vectors, metadata)
+    return vectors, metadata
 
 
 def _check_model(path: str | os.PathLike, vectors: torch.Tensor, metadata: dict[str, str], model: PreTrainedModel):
-    origin = f"The softprompt {path} was made by {metadata['model_name']!r} ({metadata['model_type']})"
+    origin = f"The softprompt {path} was made by {metadata['model_name']!r:.200} ({metadata['model_type']:.80})"
     width = model.get_input_embeddings().embedding_dim
     if vectors.shape[-1] != width:
         raise ValueError(
@@ -190,14 +245,24 @@ def load_softprompt(path: str | os.PathLike, model: PreTrainedModel | None = Non
     Loads what [`save_softprompt`] wrote; with a model, onto its device and in its dtype.
 
     Raises:
-        OSError: if the file is missing, damaged or of another kind.
-        ValueError: if the vectors have another width than those of `model`, or were made by other weights.
+        OSError: if the file is missing, damaged or of another kind; in the last two cases it is a `ValueError` too.
+        ValueError: if the vectors do not fit the dtype of `model`,
+            have another width than those of `model`, or were made by other weights.
     """
     vectors, metadata = _read(path)
     if model is not None:
         _check_model(path, vectors, metadata, model)
         vectors = vectors.to(model.device, model.get_input_embeddings().weight.dtype)
+        _require(path, bool(vectors.isfinite().all()), f"its vectors must be finite in {vectors.dtype}", "infinity")
     return Softprompt(vectors, int(metadata["num_tokens"]), metadata["model_name"], metadata["fingerprint"])
 
 
-__all__ = ["Softprompt", "load_softprompt", "model_fingerprint", "save_softprompt", "whole_file", "write_whole"]
+__all__ = [
+    "Softprompt",
+    "SoftpromptFileError",
+    "load_softprompt",
+    "model_fingerprint",
+    "save_softprompt",
+    "whole_file",
+    "write_whole",
+]

@@ -96,6 +96,7 @@ from .training.resuming import (
     write_settings,
 )
 from .training.substep_trainer import SubstepTrainer
+from .whole_files import whole_file
 
 
 logger = logging.get_logger(__name__)
@@ -293,7 +294,7 @@ def write_report(rows: list[dict], path: Path):
         cells = (formats.get(key, "{}").format(value) if value is not None else "-" for key, value in row.items())
         table.add_row(*cells)
     Console().print(table)
-    with path.open("w", newline="") as file:
+    with whole_file(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

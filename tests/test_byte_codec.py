@@ -4,14 +4,18 @@ import copy
 import functools
 import io
 import json
+import lzma
 import os
 import resource
 import shutil
 import sys
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 import torch
+from damage_testing import damaged_parts, outcomes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -28,8 +32,8 @@ from auto_compressor.byte_codec import (
     write_stream,
 )
 from auto_compressor.cli.main import main
-from auto_compressor.coded_file import PREFIX, weights_hash
-from auto_compressor.softprompts import write_whole
+from auto_compressor.coded_file import LANGUAGE_MODEL_MAGIC, PREFIX, weights_hash, write_parts
+from auto_compressor.whole_files import write_whole
 
 
 SENTENCE = b"In the beginning God created the heavens and the earth. "
@@ -243,7 +247,7 @@ def test_other_rounding_is_an_error(tiny, monkeypatch):
     blob = encode_bytes(tiny, TEXT, lossless=True)
     correct = byte_codec.correct_patches
     monkeypatch.setattr(byte_codec, "correct_patches", lambda *args: np.append(correct(*args)[:-1], np.uint8(0)))
-    with pytest.raises(ValueError, match="`blob` decodes to other bytes than its original"):
+    with pytest.raises(ValueError, match="The file decodes to other bytes than its original"):
         decode_bytes(tiny, blob)
 
 
@@ -260,7 +264,7 @@ def test_other_weights_are_refused(name):
     blob = encode_bytes(model, TEXT)
     with torch.no_grad():
         model.state_dict()[name].flatten()[-1] += 1e-3
-    with pytest.raises(ValueError, match="`blob` was made by a hierarchical_autoencoder with the weights"):
+    with pytest.raises(ValueError, match="The file was made by a hierarchical_autoencoder with the weights"):
         decode_bytes(model, blob)
 
 
@@ -268,16 +272,18 @@ def test_other_weights_are_refused(name):
 def test_truncation(tiny, lossless):
     blob = encode_bytes(tiny, TEXT[:100], lossless)
     for length in range(len(blob)):
-        with pytest.raises(ValueError, match="`blob` (is truncated|must be what `encode_bytes` returns)"):
+        with pytest.raises(
+            ValueError, match="The file (is truncated|must be a file that `auto-compressor encode` wrote)"
+        ):
             decode_bytes(tiny, blob[:length])
-    with pytest.raises(ValueError, match="`blob` is damaged"):
+    with pytest.raises(ValueError, match="The file is damaged"):
         decode_bytes(tiny, blob + b"\n")
 
 
 @pytest.mark.parametrize("lossless", [True, False])
 def test_a_flipped_byte(tiny, lossless):
     blob = encode_bytes(tiny, TEXT[:100], lossless)
-    messages = "`blob` (is truncated|is damaged|must have the version 1|must be what `encode_bytes` returns)"
+    messages = "The file (is truncated|is damaged|must have the version 1|must be a file that|was written by)"
 
     @settings(max_examples=300, deadline=None, database=None)
     @given(st.integers(0, len(blob) - 1), st.integers(1, 255))
@@ -290,11 +296,91 @@ def test_a_flipped_byte(tiny, lossless):
     refused()
 
 
+def test_damage_with_a_right_checksum(tiny, trained, one_copy):
+    """Is refused, or changes nothing that matters; it takes no longer than a good file."""
+    for model, seed in ((tiny, 0), (trained, 1)):
+        files = damaged_parts(encode_bytes(model, TEXT[:100], lossless=True), 60, seed)
+        refused, _, slowest = outcomes(functools.partial(decode_bytes, model), files, TEXT[:100])
+        assert refused > 40 and slowest < 5
+
+
+def edited(blob, **changes):
+    """With other values in the header, or without those that are `None`, and the right checksum."""
+    _, _, length, _, _ = PREFIX.unpack_from(blob)
+    header = json.loads(blob[PREFIX.size :][:length]) | changes
+    header = {name: value for name, value in header.items() if value is not None}
+    return write_parts(byte_codec.MAGIC, 1, json.dumps(header).encode(), blob[PREFIX.size + length :])
+
+
+EDITS = {
+    "not lossless": ({"lossless": False}, "`streams` in its header must be 2 pairs"),
+    "lossless not said": ({"lossless": None}, "its header must say"),
+    "lossless as a number": ({"lossless": 1}, "`lossless` in its header must be true or false, got 1"),
+    "bytes": ({"num_bytes": 2**45}, "`num_patches` in its header must be from"),
+    "more bytes than a number holds": ({"num_bytes": 10**30}, "`num_bytes` in its header must be a whole number"),
+    "block size": ({"block_size": 2**20}, "`block_size` in its header must be 32, that of the model"),
+    "no blocks": ({"block_size": 0}, "`block_size` in its header must be a whole number from 1"),
+    "patches": ({"num_patches": 99}, "its blocks must have 99 patches"),
+    "negative": ({"num_patches": -1}, "`num_patches` in its header must be a whole number from 0"),
+    "right bytes": ({"right_bytes": 101}, "`right_bytes` in its header must be 100 at most, got 101"),
+    "quantizers": ({"num_quantizers": 9}, "`num_quantizers` in its header must be 1, that of the model"),
+    "streams": ({"streams": [["tar", 1]] * 5}, "`streams` in its header must be 5 pairs of a form and a length"),
+    "lengths": ({"streams": [["bits", 0]] * 5}, "the lengths of its streams must add up to"),
+    "hash": ({"sha256": "ff"}, "its hashes must be SHA-256"),
+    "other hash": ({"sha256": "f" * 64}, "decodes to other bytes than its original"),
+    "type": ({"model_type": "a\nb"}, "its model type must be a name"),
+    "unknown field": ({"more": 1}, "its header must say"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), EDITS.values(), ids=EDITS)
+def test_a_header_that_does_not_fit(tiny, changes, message):
+    blob = edited(encode_bytes(tiny, TEXT[:100], lossless=True), **changes)
+    with pytest.raises(ValueError, match=f"^a file (is damaged: )?{message}"):
+        decode_bytes(tiny, blob, name="a file")
+
+
+def test_a_lossy_file_that_says_all_comes_back_is_checked(tiny):
+    blob = encode_bytes(tiny, TEXT[:100])
+    assert decode_bytes(tiny, blob) == tiny.reconstruct(TEXT[:100])
+    with pytest.raises(ValueError, match="decodes to other bytes than its original"):
+        decode_bytes(tiny, edited(blob, right_bytes=100))
+
+
+@pytest.mark.parametrize("header", [b"[" * 60_000, b"[]", b"\xff", b"9" * 60_000, b"{" * 70_000], ids=len)
+def test_a_header_that_is_none(tiny, header):
+    with pytest.raises(ValueError, match="its header must"):
+        read_header(write_parts(byte_codec.MAGIC, 1, header, b""))
+
+
+@pytest.mark.parametrize("form", ["zlib", "lzma"])
+def test_a_stream_is_not_decompressed_beyond_its_numbers(form):
+    bomb = {"zlib": zlib.compress, "lzma": functools.partial(lzma.compress, format=lzma.FORMAT_ALONE)}[form](
+        bytes(2**26)
+    )
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="a stream must hold 100 bytes, got 101"):
+        read_stream(bomb, form, 256, 100)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_file_of_a_language_model_says_what_reads_it(tiny):
+    with pytest.raises(
+        ValueError, match="^x.ac was written by `auto-compressor compress`: use `auto-compressor decompress`"
+    ):
+        read_header(write_parts(LANGUAGE_MODEL_MAGIC, 1, b"", b""), "x.ac")
+
+
 BAD_ARGUMENTS = {
     "text": (encode_bytes, {"data": "abc"}, "`data` must be bytes, got str"),
     "text to decode": (decode_bytes, {"blob": "abc"}, "`blob` must be bytes, got str"),
-    "nothing": (decode_bytes, {"blob": b""}, "`blob` must be what `encode_bytes` returns, it begins with b''"),
-    "another file": (decode_bytes, {"blob": b"PK\x03\x04 and so on"}, "`blob` must be what `encode_bytes` returns"),
+    "nothing": (decode_bytes, {"blob": b""}, "must be a file that `auto-compressor encode` wrote, it begins with b''"),
+    "another file": (
+        decode_bytes,
+        {"blob": b"PK\x03\x04 and so on"},
+        "must be a file that `auto-compressor encode` wrote",
+    ),
     "batch size": (
         encode_bytes,
         {"data": b"", "batch_size": 0},
@@ -319,7 +405,7 @@ def test_a_model_in_training_is_refused():
 def test_another_version_is_refused(tiny):
     blob = bytearray(encode_bytes(tiny, TEXT))
     blob[8] = 2
-    with pytest.raises(ValueError, match="`blob` must have the version 1, it has 2"):
+    with pytest.raises(ValueError, match="The file must have the version 1, it has 2"):
         decode_bytes(tiny, blob)
 
 
@@ -375,6 +461,16 @@ def test_encode_and_decode_files(tiny, folder, text_file, tmp_path, capsys, loss
     assert main(["decode", str(packed), "-o", str(restored), *options]) == 0
     assert restored.read_bytes() == (data if lossless else tiny.reconstruct(data))
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_file_that_grows_says_so(folder, text_file, tmp_path, capsys):
+    arguments = [str(text_file), "-o", str(tmp_path / "o"), "--model", str(folder)]
+    assert main(["encode", "--lossless", *arguments]) == 0
+    size, packed = text_file.stat().st_size, (tmp_path / "o").stat().st_size
+    assert (f"The file grew, from {size:,} to {packed:,} bytes" in capsys.readouterr().out) == (packed > size)
+    text_file.write_bytes(b"a")
+    assert main(["encode", *arguments]) == 0
+    assert "The file grew, from 1 to" in capsys.readouterr().out
 
 
 def test_standard_input_and_output(folder, tmp_path, monkeypatch, capsysbinary):
@@ -450,7 +546,7 @@ BAD_INPUT = {
     "output is a device": (["encode", "{tmp}/text.txt", "-o", "/dev/null"], "must be a file, it is a device"),
     "batch size": (["encode", "{tmp}/text.txt", "--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
     "no such device": (["encode", "{tmp}/text.txt", "--device", "toaster"], "--device toaster cannot be used"),
-    "not encoded": (["decode", "{tmp}/text.txt"], "`blob` must be what `encode_bytes` returns"),
+    "not encoded": (["decode", "{tmp}/text.txt"], "must be a file that `auto-compressor encode` wrote"),
     "no model": (["encode", "{tmp}/text.txt", "--model", "{tmp}/none"], "Cannot load the model"),
     "no config": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models"], "model"),
     "a language model": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models/llama"], "it is a llama"),
@@ -492,4 +588,4 @@ def test_a_file_of_another_model(text_file, folder, tmp_path, capsys):
     assert main(["encode", str(text_file), "-o", packed, "--model", str(folder)]) == 0
     capsys.readouterr()
     assert main(["decode", packed, "-o", str(tmp_path / "o"), "--model", str(tmp_path / "other")]) == 1
-    assert "`blob` was made by" in error_line(capsys)
+    assert "text.ac was made by" in error_line(capsys)

@@ -1,13 +1,16 @@
 """Bytes to a file of fewer bits and back, by a language model and a range coder, from Python and as a command."""
 
 import copy
+import dataclasses
 import functools
 import io
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
+from damage_testing import damaged_parts, outcomes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -283,7 +286,7 @@ def test_other_weights_are_refused(tiny):
     model = copy.deepcopy(tiny)
     with torch.no_grad():
         model.lm_head.weight[-1, -1] += 1e-3
-    with pytest.raises(ValueError, match="`blob` was made by a llama with the weights"):
+    with pytest.raises(ValueError, match="The file was made by a llama with the weights"):
         decompress_bytes(model, blob)
 
 
@@ -292,7 +295,7 @@ def test_another_config_with_these_weights_is_refused(tiny):
     model = copy.deepcopy(tiny)
     model.model.rotary_emb.inv_freq *= 2
     model.model.norm.variance_epsilon = 1.0
-    with pytest.raises(ValueError, match="`blob` decodes to other bytes than its original"):
+    with pytest.raises(ValueError, match="The file decodes to other bytes than its original"):
         decompress_bytes(model, blob)
 
 
@@ -300,22 +303,24 @@ def test_words_that_no_predictions_lead_to_are_refused(tiny):
     """Such as decoding meets behind a byte that was predicted otherwise; constriction fails on them."""
     header = read_header(compress_bytes(tiny, TEXT[:100]))
     blob = write_parts(MAGIC, VERSION, header.pack(), b"\xff" * 40)
-    with pytest.raises(ValueError, match="`blob` decodes to other bytes than its original"):
+    with pytest.raises(ValueError, match="The file decodes to other bytes than its original"):
         decompress_bytes(tiny, blob)
 
 
 def test_truncation(tiny):
     blob = compress_bytes(tiny, TEXT[:100])
     for length in range(len(blob)):
-        with pytest.raises(ValueError, match="`blob` (is truncated|must be what `compress_bytes` returns)"):
+        with pytest.raises(
+            ValueError, match="The file (is truncated|must be a file that `auto-compressor compress` wrote)"
+        ):
             decompress_bytes(tiny, blob[:length])
-    with pytest.raises(ValueError, match="`blob` is damaged"):
+    with pytest.raises(ValueError, match="The file is damaged"):
         decompress_bytes(tiny, blob + b"\n")
 
 
 def test_a_flipped_byte(tiny, one_copy):
     blob = compress_bytes(tiny, TEXT[:50])
-    messages = "`blob` (is truncated|is damaged|must have the version 1|must be what `compress_bytes` returns)"
+    messages = "The file (is truncated|is damaged|must have the version 1|must be a file that|was written by)"
     for position in range(len(blob)):
         for change in (1, 128, 255):
             damaged = bytearray(blob)
@@ -324,8 +329,55 @@ def test_a_flipped_byte(tiny, one_copy):
                 decompress_bytes(tiny, damaged)
 
 
+@pytest.mark.parametrize("name", ["tiny", "trained"])
+def test_damage_with_a_right_checksum(request, name, one_copy):
+    """Is refused, or changes nothing that matters; it takes no longer than a good file."""
+    model = request.getfixturevalue(name)
+    files = damaged_parts(compress_bytes(model, TEXT[:60], num_streams=6), 60)
+    refused, _, slowest = outcomes(functools.partial(decompress_bytes, model), files, TEXT[:60])
+    assert refused > 30 and slowest < 5
+
+
+EDITS = {
+    "bytes": ({"num_bytes": 2**63}, "`num_bytes` in its header must be"),
+    "gigabytes": ({"num_bytes": 2**31}, "`num_bytes` in its header must be"),
+    "more bytes": ({"num_bytes": 2_000_000}, "decodes to other bytes than its original"),
+    "fewer bytes": ({"num_bytes": 10}, "decodes to other bytes than its original"),
+    "no streams": ({"num_streams": 0}, "`num_streams` in its header must be from 1 to 65535, got 0"),
+    "streams": ({"num_streams": 2**31}, "`num_streams` in its header must be from 1 to 65535"),
+    "many streams": ({"num_streams": 65535, "num_bytes": 2_000_000}, "`num_streams` in its header must be"),
+    "window": ({"window": 1}, "`window` in its header must be 0, or 2 or more, got 1"),
+    "no window": ({"window": 0}, "`window` in its header must be from 2 to 2048"),
+    "ties": ({"num_ties": 2**32 - 1}, "`num_ties` in its header must be"),
+    "a tie": ({"num_ties": 1}, "its ties must be places of bytes"),
+    "infinite": ({"ideal_bits": float("inf")}, "`ideal_bits` in its header must be 0 or more, and finite"),
+    "type": ({"model_type": "a\nb"}, "its model type must be a name"),
+    "hash": ({"sha256": "0" * 64}, "decodes to other bytes than its original"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), EDITS.values(), ids=EDITS)
+def test_a_header_that_does_not_fit(tiny, changes, message):
+    blob = compress_bytes(tiny, TEXT[:100], num_streams=10)
+    header, body = dataclasses.replace(read_header(blob), **changes), blob[PREFIX.size :]
+    body = body[PREFIX.unpack_from(blob)[2] :]
+    with pytest.raises(ValueError, match=f"^a file (is damaged: )?{message}"):
+        decompress_bytes(tiny, write_parts(MAGIC, VERSION, header.pack(), body), name="a file")
+
+
+def test_any_order_in_memory_is_coded_the_same():
+    """A transposed table, which constriction would read row by row as if it were none."""
+    probs = torch.rand(256, 3, dtype=torch.double, generator=torch.Generator().manual_seed(0)).T
+    probs = probs / probs.sum(dim=1, keepdim=True)
+    counts = round_to_counts(probs, [])
+    assert not probs.is_contiguous() and counts.flags.c_contiguous
+    assert np.array_equal(counts, round_to_counts(probs.contiguous(), []))
+
+
 def test_a_file_of_codes_is_refused(tiny):
-    with pytest.raises(ValueError, match="`blob` must be what `compress_bytes` returns"):
+    with pytest.raises(
+        ValueError, match="The file was written by `auto-compressor encode`: use `auto-compressor decode`"
+    ):
         decompress_bytes(tiny, b"\x89ACZ\r\n\x1a\n" + bytes(100))
 
 
@@ -414,6 +466,11 @@ def test_compress_and_decompress_files(tiny, folder, text_file, tmp_path, capsys
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_file_that_grows_says_so(folder, text_file, tmp_path, capsys):
+    assert main(["compress", str(text_file), "-o", str(tmp_path / "o"), "--model", str(folder)]) == 0
+    assert f"The file grew, from 102 to {(tmp_path / 'o').stat().st_size} bytes" in capsys.readouterr().out
+
+
 def test_standard_input_and_output(folder, monkeypatch, capsysbinary):
     def piped(command, data):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -467,7 +524,7 @@ BAD_INPUT = {
     "streams": (["compress", "{tmp}/text.txt", "--num-streams", "0"], "`num_streams` must be an integer from 1"),
     "window": (["compress", "{tmp}/text.txt", "--window", "1"], "`window` must be an integer from 2"),
     "no such device": (["compress", "{tmp}/text.txt", "--device", "toaster"], "--device toaster cannot be used"),
-    "not compressed": (["decompress", "{tmp}/text.txt"], "`blob` must be what `compress_bytes` returns"),
+    "not compressed": (["decompress", "{tmp}/text.txt"], "must be a file that `auto-compressor compress` wrote"),
     "no model": (["compress", "{tmp}/text.txt", "--model", "{tmp}/none"], "Cannot load the model"),
     "no language model": (["compress", "{tmp}/text.txt", "--model", "{tmp}/clip"], "must be a causal language model"),
     "words": (["compress", "{tmp}/text.txt", "--model", "{tmp}/words"], "must be from 256 to 511, it is 600"),
@@ -498,7 +555,7 @@ def test_a_file_of_another_model(text_file, folder, tmp_path, capsys):
     assert main(["compress", str(text_file), "-o", packed, "--model", str(folder)]) == 0
     capsys.readouterr()
     assert main(["decompress", packed, "-o", str(tmp_path / "o"), "--model", str(tmp_path / "other")]) == 1
-    assert "`blob` was made by" in error_line(capsys)
+    assert "text.acz was made by" in error_line(capsys)
     assert not (tmp_path / "o").exists()
 
 

@@ -29,6 +29,8 @@ from auto_compressor.evaluation.error_viewer import (
     diff_html,
     diff_words,
     error_viewer,
+    host_of,
+    is_own_host,
     launch_options,
     next_case,
     show_case,
@@ -211,6 +213,20 @@ BAD_LINES = {
     "type": (json.dumps(error_case(correct_tokens="a")), "`correct_tokens` must be of the type int, got 'a'"),
     "counts": (json.dumps(error_case(right=4, total=3)), "`correct_tokens` must be from 0 to `total_tokens`"),
     "bytes": (b"\xff\xfe", "case 2: "),
+    "huge": (
+        json.dumps(error_case(correct_tokens=1, total_tokens=10**30)),
+        "`total_tokens` must be from 0 to 10995116",
+    ),
+    "too long to read": (b'{"total_tokens": ' + b"9" * 5000 + b"}", "case 2: "),
+    "huge share": (json.dumps(error_case(token_accuracy=10**400)), "`token_accuracy` must be from 0 to 1"),
+    "NaN": (json.dumps(error_case(token_accuracy=float("nan"))), "`token_accuracy` must be from 0 to 1"),
+    "true": (json.dumps(error_case(correct_tokens=True)), "`correct_tokens` must be of the type int, got True"),
+    "deep": (b"[" * 100_000, "case 2: it is nested too deep"),
+    "deep in a field": (
+        b'{"original_text_full": ' + b"[" * 900 + b"]" * 900 + b"}",
+        "case 2: `original_text_full` must be of the type str, got a list",
+    ),
+    "half a pair": (json.dumps(error_case("\ud800")), "`original_text_full` must be Unicode, its character 1"),
 }
 
 
@@ -312,6 +328,48 @@ def test_the_page_is_local(write):
     theme = options["theme"]
     assert not [font for font in [*theme._font, *theme._font_mono] if isinstance(font, gradio.themes.GoogleFont)]
     assert not error_viewer(write(error_case())).analytics_enabled
+
+
+HOSTS = {
+    ("127.0.0.1", "127.0.0.1:80"): True,
+    ("127.0.0.1", "localhost"): True,
+    ("127.0.0.1", "[::1]:80"): True,
+    ("127.0.0.1", "evil.example"): False,
+    ("127.0.0.1", "127.0.0.1.evil.example"): False,
+    ("127.0.0.1", "localhost.evil.example:80"): False,
+    ("127.0.0.1", "192.0.2.1"): False,
+    ("127.0.0.1", "evil.example@127.0.0.1"): False,
+    ("127.0.0.1", ""): False,
+    ("0.0.0.0", "192.0.2.1:80"): True,
+    ("0.0.0.0", "evil.example"): False,
+    ("0.0.0.0", socket.gethostname()): True,
+    ("name.example", "Name.Example:81"): True,
+}
+
+
+@pytest.mark.parametrize(("served", "header"), HOSTS, ids=str)
+def test_hosts_that_are_answered(served, header):
+    assert is_own_host(host_of(header), served) == HOSTS[served, header]
+
+
+def test_foreign_hosts_and_uploads_are_refused(write):
+    page = error_viewer(write(error_case()))
+    options = launch_options()
+    _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options)
+    try:
+        for path in ("", "config", "gradio_api/info", "theme.css"):
+            assert httpx.get(url + path).status_code == 200
+            assert httpx.get(url + path, headers={"Host": "evil.example"}).status_code == 400
+        files = {"files": ("a.txt", b"harmless")}
+        for path in ("gradio_api/upload", "upload", "gradio_api/upload/", "gradio_api//upload"):
+            assert httpx.post(url + path, files=files).status_code == 403
+        for path in ("gradio_api/component_server", "gradio_api/process_recording", "gradio_api/vibe-edit", "login"):
+            assert httpx.post(url + path, json={}).status_code == 403
+        assert httpx.put(url, content=b"x").status_code == httpx.delete(url).status_code == 403
+        asked = httpx.post(url + "gradio_api/call/show_case", json={"data": [1, "words"]})
+        assert asked.status_code == 200 and "event_id" in asked.json()
+    finally:
+        page.close(verbose=False)
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ FACE = ("__init__", "adaptive_trainer", "bases", "byte_codec", "byte_lm_codec", 
 FACE += ("activation_trainer", "continuous_trainer", "hierarchical_trainer", "objectives", "registration")
 FACE += ("trainer_mixin",)
 
-BRIDGE, PART, CONFIGURATION, GENERATION, MODEL, PACKAGE_FACE, TRAINING, SCRIPT, PROGRAM = range(9)
+GROUND, PART, CONFIGURATION, GENERATION, MODEL, PACKAGE_FACE, TRAINING, SCRIPT, PROGRAM = range(9)
 
 
 def source_files() -> list[Path]:
@@ -37,8 +37,8 @@ def rank(module: str) -> int:
         return {"cli": PROGRAM, "training": TRAINING}.get(parts[1], PACKAGE_FACE)
     if parts[1:] == ["train"]:
         return SCRIPT
-    if parts[1:] in (["cache_names"], ["loading"]):
-        return BRIDGE  # between this package and the installed transformers
+    if parts[1:] in (["cache_names"], ["loading"], ["whole_files"]):
+        return GROUND  # what is outside: the installed transformers, folders and files
     if len(parts) == 1 or parts[1] in FACE:
         return PACKAGE_FACE
     kind = parts[1].split("_")[0]

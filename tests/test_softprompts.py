@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import random
+import struct
 
 import pytest
 import torch
+from damage_testing import flipped, outcomes, resized
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
 from auto_compressor.coded_file import weights_hash
@@ -213,6 +216,11 @@ def test_a_failed_write_leaves_the_old_file(model, saved, monkeypatch, name, fai
         ({"softprompt": torch.zeros(1, 0, 32), "num_tokens": 5}, "`softprompt` must have the shape"),
         ({"softprompt": torch.zeros(3, 32), "num_tokens": 5}, "`softprompt` must have the shape"),
         ({"softprompt": torch.zeros(1, 3, 32), "num_tokens": 0}, "`num_tokens` must be 1 or more"),
+        ({"softprompt": torch.zeros(1, 3, 32), "num_tokens": 2**60}, "`num_tokens` must be 1 or more, and"),
+        ({"softprompt": torch.zeros(1, 3, 32), "num_tokens": 1.5}, "`num_tokens` must be an integer"),
+        ({"softprompt": torch.zeros(1, 3, 32).int(), "num_tokens": 5}, "`softprompt` must hold floats"),
+        ({"softprompt": torch.full((1, 3, 32), torch.nan), "num_tokens": 5}, "`softprompt` must be finite"),
+        ({"softprompt": torch.full((1, 3, 32), torch.inf), "num_tokens": 5}, "`softprompt` must be finite"),
     ],
 )
 def test_what_cannot_be_saved(model, tmp_path, arguments, message):
@@ -232,3 +240,103 @@ def test_what_cannot_be_loaded(model, saved, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(OSError, match="is damaged"):
             load_softprompt(path, model)
+
+
+def rewritten(path, changes=None, **tensors):
+    """The file with other metadata, or without those that are `None`, and other tensors."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() | (changes or {})
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    save_file(tensors or load_file(path), path, metadata)
+
+
+def test_a_flipped_bit_is_refused(model, saved):
+    """Anywhere in the vectors: the last 768 bytes."""
+    path, softprompt = saved
+    good = path.read_bytes()
+    for place in random.Random(0).sample(range(len(good) - 768, len(good)), 100):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(ValueError, match="is damaged: the SHA-256 of what it holds must be"):
+            load_softprompt(path, model)
+    path.write_bytes(good)
+    assert torch.equal(load_softprompt(path, model).vectors, softprompt)
+
+
+def test_files_of_before_there_were_checksums_load(model, saved):
+    path, softprompt = saved
+    rewritten(path, {"sha256": None})
+    assert torch.equal(load_softprompt(path, model).vectors, softprompt)
+
+
+BAD_METADATA = {
+    "number of tokens": ({"num_tokens": "41"}, "the SHA-256"),
+    "no number": ({"num_tokens": "many"}, "its `num_tokens` must be a whole number"),
+    "huge": ({"num_tokens": "9" * 5000}, "its `num_tokens` must be a whole number"),
+    "none": ({"num_tokens": "0"}, "its `num_tokens` must be a whole number from 1"),
+    "missing": ({"num_tokens": None}, "its `num_tokens` must be a whole number"),
+    "no name": ({"model_name": None, "fingerprint": None}, "its `fingerprint` must be a SHA-256"),
+    "no type": ({"model_type": None}, "its `model_type` must be a text"),
+    "fingerprint": ({"fingerprint": "abc"}, "its `fingerprint` must be a SHA-256"),
+    "checksum": ({"sha256": "abc"}, "its `sha256` must be a SHA-256"),
+    "checksum under another name": ({"sha256": None, "sha257": "0" * 64}, "its metadata must be known"),
+    "other checksum": ({"sha256": "0" * 64}, "the SHA-256 of what it holds must be 0000000000000000"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_METADATA.values(), ids=BAD_METADATA)
+@pytest.mark.parametrize("with_model", [True, False])
+def test_bad_metadata(model, saved, changes, message, with_model):
+    rewritten(saved[0], changes)
+    with pytest.raises(ValueError, match=f"text.safetensors is damaged: {message}"):
+        load_softprompt(saved[0], model if with_model else None)
+
+
+BAD_TENSORS = {
+    "NaN": ({"softprompt": torch.full((1, 3, 32), torch.nan)}, "its vectors must be finite"),
+    "infinity": ({"softprompt": torch.full((1, 3, 32), torch.inf)}, "its vectors must be finite"),
+    "integers": ({"softprompt": torch.zeros(1, 3, 32, dtype=torch.int32)}, "the dtype of its vectors must be"),
+    "complex": ({"softprompt": torch.zeros(1, 3, 32, dtype=torch.complex64)}, "the dtype of its vectors must be"),
+    "flat": ({"softprompt": torch.zeros(3, 32)}, "the shape of its vectors must be"),
+    "empty": ({"softprompt": torch.zeros(1, 0, 32)}, "the shape of its vectors must be"),
+    "another name": ({"vectors": torch.zeros(1, 3, 32)}, "it must hold `softprompt` alone"),
+    "one more": ({"softprompt": torch.zeros(1, 3, 32), "x": torch.zeros(1)}, "it must hold `softprompt` alone"),
+}
+
+
+@pytest.mark.parametrize(("tensors", "message"), BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_bad_tensors(model, saved, tensors, message):
+    """In a file without a checksum, which would find them too."""
+    rewritten(saved[0], {"sha256": None}, **tensors)
+    with pytest.raises(ValueError, match=f"text.safetensors is damaged: {message}"):
+        load_softprompt(saved[0], model)
+
+
+def test_vectors_that_another_dtype_cannot_hold(model, saved):
+    save_softprompt(saved[0], torch.full((1, 3, 32), 1e6), model, num_tokens=5)
+    half = model.half()
+    rewritten(saved[0], {"fingerprint": model_fingerprint(half), "sha256": None})
+    with pytest.raises(ValueError, match="its vectors must be finite in torch.float16"):
+        load_softprompt(saved[0], half)
+
+
+def test_damaged_files_are_one_value_error(saved):
+    """Flipped bytes and other lengths, of the whole file and of its header alone."""
+    path, _ = saved
+    good, generator = path.read_bytes(), random.Random(0)
+    length = struct.unpack("<Q", good[:8])[0]
+    header = json.dumps(json.loads(good[8 : 8 + length]), sort_keys=True).encode()  # safetensors writes any order
+    good, length = struct.pack("<Q", len(header)) + header + good[8 + length :], len(header)
+
+    def files():
+        for index in range(200):
+            change = flipped if index % 3 else resized
+            header = change(good[8 : 8 + length], generator)
+            behind_header = struct.pack("<Q", len(header)) + header + good[8 + length :]
+            yield behind_header if index % 2 else change(good, generator)
+
+    def vectors(data):
+        path.write_bytes(data)
+        return load_softprompt(path).vectors.numpy().tobytes()
+
+    refused, _, slowest = outcomes(vectors, files(), good[8 + length :])
+    assert refused > 150 and slowest < 1

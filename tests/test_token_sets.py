@@ -101,6 +101,12 @@ BAD_STATISTICS = {
     "never seen": ("token_id,count\n1,0\n", ValueError, "line 2: must be a new token id and its count"),
     "twice": ("token_id,count\n1,2\n1,2\n", ValueError, "line 3: must be a new token id and its count"),
     "three columns": ("token_id,count\n1,2,3\n", ValueError, "line 2: must be a new token id and its count"),
+    "unclosed quote": ('token_id,count\n1,2\n2,"3\n3,4\n', ValueError, "counts.csv must be a CSV file"),
+    "unclosed quote, long": ('token_id,count\n1,"' + "1,2\n" * 50_000, ValueError, "counts.csv must be a CSV file"),
+    "unclosed quote, first": ('"token_id,count\n1,2\n', ValueError, "counts.csv must be a CSV file"),
+    "huge": (f"token_id,count\n1,{'9' * 5000}\n", ValueError, "line 2: must be a new token id and its count"),
+    "huge id": (f"token_id,count\n{'9' * 5000},1\n", ValueError, "line 2: must be a new token id and its count"),
+    "zero byte": ("token_id,count\n1,\0\n", ValueError, "counts.csv, line 2: must be|counts.csv must be a CSV"),
     "another tokenizer": (
         "token_id,count\n1,2\n10,2\n",
         ValueError,
@@ -114,6 +120,12 @@ def test_bad_statistics(tmp_path, content, kind, message):
     if content is not None:
         (tmp_path / "counts.csv").write_text(content)
     with pytest.raises(kind, match=message):
+        read_statistics(tmp_path / "counts.csv", 10)
+
+
+def test_statistics_that_are_no_utf8(tmp_path):
+    (tmp_path / "counts.csv").write_bytes(b"token_id,count\n1,\xff\n")
+    with pytest.raises(ValueError, match="counts.csv must be a CSV file in UTF-8"):
         read_statistics(tmp_path / "counts.csv", 10)
 
 

@@ -249,9 +249,21 @@ def read_bytes(path: str) -> bytes:
     return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
 
 
+def file_name(path: str) -> str:
+    """What errors call a file that is read."""
+    return "standard input" if path == "-" else path
+
+
+def print_growth(num_bytes: int, blob: bytes, to_stdout: bool):
+    """Says that a file became larger, if it did."""
+    if len(blob) > num_bytes:
+        line = f"The file grew, from {num_bytes:,} to {len(blob):,} bytes: this model does not predict it well enough."
+        print(line, file=sys.stderr if to_stdout else sys.stdout)
+
+
 def write_bytes(path: Path, data: bytes):
     """Writes a file, whole or not at all, or standard output for `-`; an `OSError` if it cannot be written."""
-    from ..softprompts import write_whole
+    from ..whole_files import write_whole
 
     if str(path) != "-":
         return write_whole(path, data)

@@ -10,6 +10,7 @@ from .common import (
     check_installed,
     load_byte_lm,
     print_facts,
+    print_growth,
     progress_bar,
     read_bytes,
     write_bytes,
@@ -50,6 +51,7 @@ def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
         "seconds (bytes/s)": f"{seconds:.1f} ({header.num_bytes / seconds:,.0f})",
     }
     print_facts(facts, stderr=to_stdout)
+    print_growth(header.num_bytes, blob, to_stdout)
 
 
 def run(args: argparse.Namespace):

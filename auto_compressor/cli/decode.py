@@ -3,7 +3,15 @@
 import argparse
 from functools import partial
 
-from .common import add_codec_arguments, check_codec_arguments, load_autoencoder, progress_bar, read_bytes, write_bytes
+from .common import (
+    add_codec_arguments,
+    check_codec_arguments,
+    file_name,
+    load_autoencoder,
+    progress_bar,
+    read_bytes,
+    write_bytes,
+)
 
 
 NAME = "decode"
@@ -18,10 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace):
     check_codec_arguments(args)
     blob = read_bytes(args.file)
+
+    from ..byte_codec import decode_bytes, read_header
+
+    name = file_name(args.file)
+    read_header(blob, name)  # what is no such file needs no model
     model = load_autoencoder(args)
-
-    from ..byte_codec import decode_bytes
-
     with progress_bar() as bar:
-        data = decode_bytes(model, blob, args.batch_size, partial(bar.track, description="Decoding"))
+        data = decode_bytes(model, blob, args.batch_size, partial(bar.track, description="Decoding"), name)
     write_bytes(args.output, data)

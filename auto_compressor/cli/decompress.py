@@ -7,6 +7,7 @@ from .common import (
     add_byte_lm_arguments,
     check_files,
     check_installed,
+    file_name,
     load_byte_lm,
     progress_bar,
     read_bytes,
@@ -27,10 +28,12 @@ def run(args: argparse.Namespace):
     check_installed("constriction", "constriction", "codec")
     check_files(args)
     blob = read_bytes(args.file)
+
+    from ..byte_lm_codec import decompress_bytes, read_header
+
+    name = file_name(args.file)
+    read_header(blob, name)  # what is no such file needs no model
     model = load_byte_lm(args)
-
-    from ..byte_lm_codec import decompress_bytes
-
     with progress_bar() as bar:
-        data = decompress_bytes(model, blob, partial(bar.track, description="Decompressing"))
+        data = decompress_bytes(model, blob, partial(bar.track, description="Decompressing"), name)
     write_bytes(args.output, data)

@@ -52,8 +52,10 @@ def print_table(results):
 
 
 def write_results(results, path: Path):
-    """Writes the figures as CSV."""
-    with path.open("w", newline="") as file:
+    """Writes the figures as CSV, whole or not at all."""
+    from ..whole_files import whole_file
+
+    with whole_file(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["context", "positions", "perplexity", "accuracy", "tokens"])
         writer.writerows([r.context, r.positions, r.perplexity, r.accuracy, r.tokens] for r in results)

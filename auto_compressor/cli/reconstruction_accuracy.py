@@ -50,7 +50,8 @@ def run(args: argparse.Namespace):
     for name, values in (("--lengths", args.lengths or []), ("--batch-size", [args.batch_size])):
         if min(values, default=1) < 1:
             raise ValueError(f"{name} must be 1 or more, got {min(values)}.")
-    args.output.mkdir(parents=True, exist_ok=True)
+    if args.output.exists() and not args.output.is_dir():
+        raise NotADirectoryError(f"--output {args.output} must be a folder, it is a file.")
     model, tokenizer = load_continuous_autoencoder(args), load_tokenizer(args.tokenizer or args.model)
 
     from ..evaluation.accuracy_report import write_report

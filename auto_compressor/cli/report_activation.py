@@ -17,7 +17,6 @@ from .common import (
     progress_bar,
     read_text,
     token_ids,
-    write_bytes,
 )
 
 
@@ -221,6 +220,7 @@ def run(args: argparse.Namespace):
     from ..bases import load_base_model
     from ..evaluation.activation import compare_policies, compare_recall
     from ..evaluation.activation_page import quality_table, recall_table, report_page
+    from ..whole_files import whole_folder
 
     base_model, tokenizer = load_with_tokenizer(args, load_base_model)
     candidates = make_candidates(base_model, args)
@@ -246,8 +246,8 @@ def run(args: argparse.Namespace):
         **draw_pictures(results, layer, shares),
         "index.html": page.encode("utf-8", "replace"),
     }
-    args.output.mkdir(exist_ok=True)
-    for name, data in files.items():
-        write_bytes(args.output / name, data)
+    with whole_folder(args.output) as part:
+        for name, data in files.items():
+            (part / name).write_bytes(data)
     for heading, table in tables.items():
         print_table(heading, table)

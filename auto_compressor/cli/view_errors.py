@@ -28,4 +28,4 @@ def run(args: argparse.Namespace):
     from ..evaluation.error_viewer import error_viewer, launch_options
 
     page = error_viewer(args.file)
-    page.launch(server_name=args.host, server_port=args.port, **launch_options())
+    page.launch(server_name=args.host, server_port=args.port, **launch_options(args.host))

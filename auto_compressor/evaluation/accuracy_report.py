@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_continuous_text_autoencoder import ContinuousTextAutoencoder, check_tokenizer
-from ..softprompts import whole_file
+from ..whole_files import whole_folder
 
 
 ACCURACY_FILE, ERROR_CASES_FILE = "accuracy.json", "error_cases.jsonl"
@@ -139,18 +139,21 @@ def write_report(
     batch_size: int = 16,
 ) -> list[Accuracy]:
     """
-    Writes `error_cases.jsonl` and `accuracy.json` into a folder, each whole or not at all.
+    Writes `error_cases.jsonl` and `accuracy.json` into a folder, both or neither.
 
     Args:
-        folder (`Path`): Where they go; it is there.
+        folder (`Path`): Where they go; it is made if it is not there.
         read_texts (`Callable`): Returns the texts, once for each length.
         lengths (`Iterable[int | None]`): As `length` of [`measure_accuracy`], each in turn.
         model, tokenizer, batch_size: As in [`measure_accuracy`].
     """
-    with whole_file(folder / ERROR_CASES_FILE, "w", encoding="utf-8") as errors:
-        results = [measure_accuracy(model, tokenizer, read_texts(), errors, length, batch_size) for length in lengths]
-    with whole_file(folder / ACCURACY_FILE, "w", encoding="utf-8") as file:
-        json.dump([result.figures() for result in results], file, indent=2)
+    with whole_folder(folder) as part:
+        with (part / ERROR_CASES_FILE).open("w", encoding="utf-8") as file:
+            results = [
+                measure_accuracy(model, tokenizer, read_texts(), file, length, batch_size) for length in lengths
+            ]
+        figures = json.dumps([result.figures() for result in results], indent=2)
+        (part / ACCURACY_FILE).write_text(figures, encoding="utf-8")
     return results
 
 

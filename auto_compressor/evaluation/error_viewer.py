@@ -5,15 +5,18 @@ their numbers of tokens, are held in memory.
 """
 
 import html
+import ipaddress
 import json
 import math
 import re
+import socket
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 STYLE = """
@@ -44,6 +47,10 @@ LEGEND = (
 
 # A word with the space in front of it, a sign, or the space at the end.
 WORDS = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# What the page asks for by other methods than GET and HEAD: a case, and that it is not wanted any more.
+QUESTIONS = re.compile(r"(/gradio_api)?/(queue/join|(run|api|call|call/v2)/\w+|cancel|reset)/?")
+MAX_TOKENS = 2**40  # of a text; sums of them fit 64 bits
 MAX_PAIRS = 2**20  # of words or characters that are compared at once; it takes less than a second
 
 
@@ -59,20 +66,51 @@ class ErrorCase:
     total_tokens: int
 
 
-def parse_case(line: bytes) -> ErrorCase:
-    """Reads a line; a `ValueError` if it is no error case."""
-    values = json.loads(line)
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Reads a JSON object; a `ValueError` if it is none, or one that cannot be read."""
+    try:
+        values = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
+    return values
+
+
+def check_field(name: str, kind: type, value: Any):
+    """Raises a `ValueError` for a value of another type, a number out of range, or text that is no Unicode."""
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be of the type {kind.__name__}, got {shown(value)}")
+    if kind is int and not 0 <= value <= MAX_TOKENS:
+        raise ValueError(f"`{name}` must be from 0 to {MAX_TOKENS}, got {shown(value)}")
+    if kind is str:
+        check_unicode(name, value)
+
+
+def shown(value: Any) -> str:
+    """A value in an error, unless it is one that may be nested."""
+    return f"{value!r:.40}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+
+
+def check_unicode(name: str, text: str):
+    """Raises a `ValueError` for half a surrogate pair, which no page can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"`{name}` must be Unicode, its character {error.start + 1} is half a pair") from error
+
+
+def parse_case(line: bytes) -> ErrorCase:
+    """Reads a line; a `ValueError` if it is no error case."""
+    values = parse_object(line)
     for field in fields(ErrorCase):
-        kind = (int, float) if field.type is float else field.type
-        if not isinstance(values.get(field.name), kind):
-            raise ValueError(
-                f"`{field.name}` must be of the type {field.type.__name__}, got {values.get(field.name)!r:.40}"
-            )
+        check_field(field.name, field.type, values.get(field.name))
     case = ErrorCase(**{field.name: values[field.name] for field in fields(ErrorCase)})
-    if not 0 <= case.correct_tokens <= case.total_tokens:
+    if case.correct_tokens > case.total_tokens:
         raise ValueError("`correct_tokens` must be from 0 to `total_tokens`")
+    if not 0 <= case.token_accuracy <= 1:
+        raise ValueError(f"`token_accuracy` must be from 0 to 1, got {shown(case.token_accuracy)}")
     return case
 
 
@@ -287,12 +325,75 @@ def error_viewer(path: Path):
     return page
 
 
-def launch_options() -> dict:
-    """What `launch` gets beside host and port: the looks, with nothing from elsewhere."""
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def host_of(header: str) -> str:
+    """The host of a `Host` header, without its port and the brackets of an address."""
+    found = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::[0-9]*)?", header.strip().lower())
+    return "" if found is None else found[1] or found[2] or ""
+
+
+def is_own_host(host: str, served: str) -> bool:
+    """
+    Whether a page served on an address may be asked for by a host: a page of another site that has its own name point
+    to this machine may not.
+    """
+    if host in LOOPBACK or host == served.lower():
+        return True
+    if served in LOOPBACK:
+        return False
+    return is_address(host) or host in (socket.gethostname().lower(), socket.getfqdn().lower())
+
+
+class OnlyThisPage:
+    """
+    In front of the app of the page: answers for the hosts of [`is_own_host`] alone, and changes nothing by request.
+
+    Args:
+        app: The app, of ASGI.
+        served (`str`): The address that it is served on.
+    """
+
+    def __init__(self, app, served: str):
+        self.app, self.served = app, served
+
+    def refusal(self, scope: dict) -> tuple[int, str] | None:
+        """Status and reason, if a request is refused."""
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) != 1 or not is_own_host(host_of(hosts[0]), self.served):
+            return 400, "This page is not served under that name: see --host."
+        reading = scope.get("method", "GET") in ("GET", "HEAD")
+        if not reading and not QUESTIONS.fullmatch(scope["path"]) or "/upload" in scope["path"]:
+            return 403, "This page takes nothing but the number of a case."
+        return None
+
+    async def __call__(self, scope: dict, receive, send):
+        refused = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
+        if refused is None:
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        status, reason = refused
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": reason.encode()})
+
+
+def launch_options(host: str = "127.0.0.1") -> dict:
+    """What `launch` gets beside host and port: the looks, with nothing from elsewhere, and who may ask for what."""
     import gradio as gr
+    from starlette.middleware import Middleware
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    return {"theme": gr.themes.Base(**fonts), "css": STYLE, "footer_links": [], "share": False}
+    return {"theme": gr.themes.Base(**fonts), "css": STYLE, "footer_links": [], "share": False} | {
+        "app_kwargs": {"middleware": [Middleware(OnlyThisPage, served=host)]}
+    }
 
 
 __all__ = ["ErrorCase", "ErrorCases", "diff_characters", "diff_words", "error_viewer", "launch_options", "show_case"]

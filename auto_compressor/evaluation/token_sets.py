@@ -13,10 +13,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..softprompts import whole_file
+from ..whole_files import whole_file
 
 
 COLUMNS = ("token_id", "count")
+MAX_DIGITS = 18  # of a number, so that 64 bits hold it
 KEPT, TOO_SHORT, UNSEEN, LOW_FREQUENCY = "kept", "too short", "with an unseen token", "with a low-frequency token"
 
 
@@ -36,6 +37,18 @@ def write_statistics(path: Path, counts: dict[int, int]):
         writer.writerows(counts.items())
 
 
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file behind those that name its columns, with the numbers of their lines."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            if tuple(next(rows, ())) != COLUMNS:
+                raise ValueError(f"{path} must begin with the line {','.join(COLUMNS)}.")
+            yield from ((rows.line_num, row) for row in rows)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be a CSV file in UTF-8: {error}.") from error
+
+
 def read_statistics(path: Path, vocab_size: int) -> dict[int, int]:
     """
     Reads what `write_statistics` wrote.
@@ -45,14 +58,11 @@ def read_statistics(path: Path, vocab_size: int) -> dict[int, int]:
         ValueError: if it is another file, has no tokens or one twice, a count below 1, or ids from `vocab_size` on.
     """
     counts: dict[int, int] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        if tuple(next(rows, ())) != COLUMNS:
-            raise ValueError(f"{path} must begin with the line {','.join(COLUMNS)}.")
-        for row in rows:
-            if len(row) != 2 or not all(map(str.isdecimal, row)) or int(row[0]) in counts or not int(row[1]):
-                raise ValueError(f"{path}, line {rows.line_num}: must be a new token id and its count, got {row}.")
-            counts[int(row[0])] = int(row[1])
+    for line, row in read_rows(path):
+        numbers = [int(value) for value in row if value.isdecimal() and len(value) <= MAX_DIGITS]
+        if len(numbers) != 2 or len(row) != 2 or numbers[0] in counts or not numbers[1]:
+            raise ValueError(f"{path}, line {line}: must be a new token id and its count, got {str(row):.80}.")
+        counts[numbers[0]] = numbers[1]
     if max(counts, default=vocab_size) >= vocab_size:
         raise ValueError(
             f"{path} must hold token ids below {vocab_size}, those of the tokenizer, its largest is"

@@ -12,7 +12,7 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..softprompts import write_whole
+from ..whole_files import write_whole
 
 
 logger = logging.get_logger(__name__)
