@@ -59,6 +59,7 @@ from .input_checks import (
     check_window,
     drops_caches,
     resolve_num_summary,
+    warn_of_positions,
 )
 from .losses import chunked_cross_entropy, mean_over_targets, shift_labels_left, summed_cross_entropy
 from .segments import (
@@ -141,8 +142,13 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
 
         Raises:
             OSError: if the checkpoint is damaged, or its weights do not fit its config.
-            ValueError: if it belongs to another kind of model.
+            ValueError: if it belongs to another kind of model, or is a GGUF file.
         """
+        if kwargs.get("gguf_file") is not None:
+            raise ValueError(
+                f"`gguf_file` must be None, got {kwargs['gguf_file']!r}: convert it first, by `AutoModelForCausalLM."
+                "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)`, and load the new folder."
+            )
         folder = str(pretrained_model_name_or_path)
         if adapters.is_adapter(folder) or adapters.is_adapted_base(folder):
             return load_with_adapters(cls, folder, **kwargs)
@@ -277,6 +283,9 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         prefix = softprompt if cache is None or cache.is_empty else softprompt[:, :0]
         summary = self._summary_embeds(inputs_embeds, num_summary)
         check_window(self.config, softprompt.shape[1] + cached_length + length + num_summary)
+        if self.summary_takes_positions:
+            num_softprompt = softprompt.shape[1] if self.softprompt_takes_positions else 0
+            warn_of_positions(self.config, num_softprompt, cached_length + length, num_summary)
         if variable_length and num_summary > 0 and cache is None:
             cache = SoftpromptCache.from_cache(None)
 
