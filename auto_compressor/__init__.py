@@ -19,6 +19,7 @@ PUBLIC_NAMES = {
     "configuration_activation_compressor": ["ActivationCompressorConfig"],
     "configuration_adaptive_byte": ["AdaptiveByteConfig"],
     "configuration_autocompressor": [
+        "AutoCompressorConfigMixin",
         "GemmaAutoCompressorConfig",
         "LlamaAutoCompressorConfig",
         "MistralAutoCompressorConfig",

@@ -3,12 +3,14 @@
 import torch
 from transformers import GenerationConfig
 
-from .cache_names import TakesCacheMixin, as_cache, cache_in, takes_cache
+from .cache_names import as_cache, cache_in, takes_cache
+from .cached_prompts import CachedPromptMixin
 from .input_checks import check_control_tokens
 from .segments import append_sum_tokens, resolve_segment_lengths
+from .softprompt_cache import SoftpromptCache
 
 
-class AutoCompressorGenerationMixin(TakesCacheMixin):
+class AutoCompressorGenerationMixin(CachedPromptMixin):
     """`generate(softprompt=..., segment_lengths=...)`, in front of [`~transformers.GenerationMixin`]."""
 
     def generate(
@@ -48,6 +50,7 @@ class AutoCompressorGenerationMixin(TakesCacheMixin):
         if prompt is not None and softprompt_attention_mask is not None and softprompt_attention_mask.shape[0] == 1:
             softprompt_attention_mask = softprompt_attention_mask.expand(prompt.shape[0], -1)
         cache = cache_in(kwargs)
+        cache = None if cache is None else SoftpromptCache.from_cache(cache)
         if segment_lengths is not None and cache is not None and cache.get_seq_length() > 0:
             raise ValueError("`segment_lengths` must be None where `cache` holds text: it cuts a new text.")
         if prompt is not None and segment_lengths is not None:
@@ -82,6 +85,12 @@ class AutoCompressorGenerationMixin(TakesCacheMixin):
                 inputs["input_ids"], inputs["attention_mask"], lengths = appended
             inputs["segment_lengths"] = lengths
         return inputs
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
+        """Segments are read one by one already: `prefill_chunk_size` cuts them no further."""
+        if model_kwargs.get("segment_lengths") is not None:
+            generation_config.prefill_chunk_size = None
+        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
     def _get_candidate_generator(self, *args, model_kwargs=None, **kwargs):
         """Assisted decoding: the assistant drafts from the prompt alone, the summary vectors judge its drafts."""

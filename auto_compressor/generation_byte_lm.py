@@ -4,14 +4,14 @@ import torch
 from transformers import Cache, GenerationMixin, PreTrainedModel
 
 from .byte_rows import ByteRows, check_input, next_token_targets
-from .cache_names import TakesCacheMixin
+from .cached_prompts import CachedPromptMixin
 from .code_tokens import token_losses
 from .gru_block import init_as_torch
 from .recurrent_cache import RecurrentCache
 from .vector_quantizer import masked_mean
 
 
-class RecurrentByteLM(TakesCacheMixin, PreTrainedModel, GenerationMixin):
+class RecurrentByteLM(CachedPromptMixin, PreTrainedModel, GenerationMixin):
     """A causal language model over bytes whose past is the states of recurrent layers."""
 
     accepts_loss_kwargs = False  # the Trainer divides the loss by accumulation steps

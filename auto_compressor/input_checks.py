@@ -3,6 +3,11 @@
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+WARNED_LIMITS: set[int] = set()  # a warning with the numbers of every pass would come again and again
 
 
 def check_text(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, embedding_dim: int):
@@ -131,6 +136,20 @@ def check_window(config: PreTrainedConfig, num_positions: int):
         )
 
 
+def warn_of_positions(config: PreTrainedConfig, num_softprompt: int, num_text: int, num_summary: int):
+    """Warns once of a pass with more positions than `max_position_embeddings`, on which the base was not trained."""
+    limit, total = config.max_position_embeddings, num_softprompt + num_text + num_summary
+    rescales = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
+    if total <= limit or rescales or limit in WARNED_LIMITS:
+        return
+    WARNED_LIMITS.add(limit)
+    logger.warning(
+        f"A pass reads {num_softprompt} summary vectors, {num_text} text tokens and makes up to {num_summary} new"
+        f" vectors: {total} positions, more than `max_position_embeddings` = {limit}. What it gives may be poor; use"
+        " shorter `segment_lengths`, fewer vectors or `accumulate_summary` False."
+    )
+
+
 def drops_caches(model: nn.Module) -> bool:
     """Whether the layers of `model` drop a cache, as transformers' gradient checkpointing does in training."""
     return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
@@ -167,4 +186,5 @@ __all__ = [
     "check_window",
     "drops_caches",
     "resolve_num_summary",
+    "warn_of_positions",
 ]

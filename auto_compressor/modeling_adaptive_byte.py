@@ -273,7 +273,7 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         rows = ByteRows.from_input(input_ids, attention_mask)
         readings: list[LevelReading] = []
         decoded = self.run_level(0, rows.tokens, rows.lengths, cache, readings)
-        cache.count_tokens(input_ids.shape[1])
+        cache.count_tokens(input_ids.shape[1], rows)
         lowest = readings[0]
         logits = self.lm_head(decoded + lowest.hidden_states if self.config.add_encoder_states else decoded)
         losses = None if labels is None else self.losses(logits, labels, rows, readings)

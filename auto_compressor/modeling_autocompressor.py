@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pickle import UnpicklingError
 
 import torch
@@ -60,6 +59,7 @@ from .input_checks import (
     check_window,
     drops_caches,
     resolve_num_summary,
+    warn_of_positions,
 )
 from .losses import chunked_cross_entropy, mean_over_targets, shift_labels_left, summed_cross_entropy
 from .segments import (
@@ -141,8 +141,13 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
 
         Raises:
             OSError: if the checkpoint is damaged, or its weights do not fit its config.
-            ValueError: if it belongs to another kind of model.
+            ValueError: if it belongs to another kind of model, or is a GGUF file.
         """
+        if kwargs.get("gguf_file") is not None:
+            raise ValueError(
+                f"`gguf_file` must be None, got {kwargs['gguf_file']!r}: convert it first, by `AutoModelForCausalLM."
+                "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)`, and load the new folder."
+            )
         folder = str(pretrained_model_name_or_path)
         if is_adapter(folder) or is_adapted_base(folder):
             return load_with_adapters(cls, folder, **kwargs)
@@ -259,7 +264,6 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         is_sum: torch.BoolTensor | None,
         softprompt: torch.Tensor,
         softprompt_attention_mask: torch.Tensor | None,
-        has_text: torch.LongTensor | None,
         num_summary: int,
         cache: SoftpromptCache | None,
         **kwargs,
@@ -268,9 +272,9 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         Reads `[softprompt ; text ; summary embeddings]` in one pass of the base model (paper, section 3.1).
 
         A cache that holds keys holds the softprompt and the beginning of the segment's text; `attention_mask`
-        `(batch, cached_length + length)` covers that text and the new one. `has_text` `(batch, 1)` is 0 for rows of
-        padding alone up to here, whose summary vectors nobody may see; `None` if there are none. `is_sum`
-        `(batch, length)` says where `<sum>` stands; with it, summary vectors are made by `compress_context`.
+        `(batch, cached_length + length)` covers that text and the new one; rows of padding alone get no summary
+        vectors. `is_sum` `(batch, length)` says where `<sum>` stands; with it, summary vectors are made by
+        `compress_context`.
         """
         length, device, dtype = inputs_embeds.shape[1], inputs_embeds.device, inputs_embeds.dtype
         variable_length = self.config.variable_length
@@ -278,6 +282,9 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         prefix = softprompt if cache is None or cache.is_empty else softprompt[:, :0]
         summary = self._summary_embeds(inputs_embeds, num_summary)
         check_window(self.config, softprompt.shape[1] + cached_length + length + num_summary)
+        if self.summary_takes_positions:
+            num_softprompt = softprompt.shape[1] if self.softprompt_takes_positions else 0
+            warn_of_positions(self.config, num_softprompt, cached_length + length, num_summary)
         if variable_length and num_summary > 0 and cache is None:
             cache = SoftpromptCache.from_cache(None)
 
@@ -303,6 +310,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         )
         text = slice(prefix.shape[1], prefix.shape[1] + length)
         end_states = outputs.last_hidden_state[:, text.stop - 1 :]
+        has_text = None if attention_mask is None else attention_mask.amax(dim=1, keepdim=True)
         new = self._summarize(end_states, num_summary, is_sum, has_text, cache, key_weights, positions[2])
         relative = None
         if variable_length and new is not None:
@@ -389,12 +397,16 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     def _carry(
         self, softprompt: torch.Tensor, mask: torch.Tensor | None, new: SegmentSummary | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Softprompt and mask for the next segment: old and new vectors (section 3.2), or the new ones only (RMT)."""
+        """
+        Softprompt and mask for the next segment: old and new vectors (section 3.2), or the new ones only (RMT).
+
+        Rows without new vectors keep what they have.
+        """
         if new is None or new.vectors.shape[1] == 0:
             return softprompt, mask
         vectors, accumulates = new.vectors.to(softprompt.dtype), self.config.accumulate_summary
-        if not accumulates and not self.config.variable_length:
-            return vectors, new.weights
+        if not accumulates and new.weights is None:
+            return vectors, None
         if mask is None and new.weights is None:
             return torch.cat([softprompt, vectors], dim=1), None
         both = ((mask, softprompt), (new.weights, vectors))
@@ -426,8 +438,6 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             split_optional(is_sum, segment_lengths),
             strict=True,
         )
-        # A continued segment has one piece, and cached columns in front of its mask.
-        ends = list(accumulate(segment_lengths)) if last > 0 else [None]
         recompute = self.config.segment_gradient_checkpointing and self.training
         widths = [softprompt.shape[1]]
         for index, piece in enumerate(pieces):
@@ -437,13 +447,11 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             if index == last and cache is not None and cache.is_empty:
                 # `<sum>` of the earlier segments is no text.
                 compressed_length = sum(segment_lengths[:last]) - last * self.config.variable_length
-                cache.begin(softprompt, softprompt_attention_mask, compressed_length)
-            has_text = None if attention_mask is None else attention_mask[:, : ends[index]].amax(dim=1, keepdim=True)
+                cache.begin(softprompt, softprompt_attention_mask, cache.compressed_length + compressed_length)
             output = forward_segment(
                 *piece,
                 softprompt,
                 softprompt_attention_mask,
-                has_text,
                 num_summary=num_summary if output_softprompt or index < last else 0,
                 cache=cache if index == last else None,
                 **kwargs,
@@ -542,6 +550,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         seen, cached = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
         check_segments(segment_lengths, lengths, cached, self.max_segment_length)
         attention_mask = check_attention_mask(attention_mask, inputs_embeds, seen, cached)
+        if cache is not None:
+            cache.remember(None if input_ids is None else input_ids[:, -lengths[-1] :])
         is_sum = self._sum_mask(input_ids, attention_mask) if unrolls else None
 
         segments = list(

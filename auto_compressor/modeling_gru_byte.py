@@ -71,7 +71,7 @@ class GRUByteForCausalLM(RecurrentByteLM):
             outputs, state = block(hidden_states[-1], layer.states.get("encoder"), rows.lengths)
             layer.remember(encoder=state)
             hidden_states.append(hidden_states[-1] + outputs)
-        cache.count_tokens(input_ids.shape[1])
+        cache.count_tokens(input_ids.shape[1], rows)
         logits = self.lm_head(hidden_states[-1])
         loss = None if labels is None else self.byte_loss(logits, labels, rows)
         show_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)

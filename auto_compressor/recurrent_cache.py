@@ -6,6 +6,11 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from .byte_rows import ByteRows
+
+
+HASH_BASE = 6364136223846793005  # odd and large, of a known generator of random numbers
+
 
 class RecurrentLayer(CacheLayerMixin):
     """
@@ -72,10 +77,43 @@ class RecurrentCache(Cache):
         """Rows of the states; None before the first token."""
         return next((len(state) for layer in self.layers for state in layer.states.values()), None)
 
-    def count_tokens(self, num_tokens: int):
-        """Adds the tokens that the model has just read."""
+    def count_tokens(self, num_columns: int, rows: ByteRows):
+        """Adds the columns that the model has just read, and the text in them."""
         for layer in self.layers:
-            layer.num_tokens += num_tokens
+            layer.num_tokens += num_columns
+        self.layers[0].remember(text=text_hash(rows, self.layers[0].states.get("text")))
+
+    def is_beginning_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
+        """Whether `(batch_size, length)` ids, or those that the mask shows, begin with the text that was read."""
+        seen = self.get_seq_length()
+        held = self.layers[0].states.get("text")
+        given = text_hash(ByteRows.from_input(input_ids[:, :seen], attention_mask[:, :seen]))
+        return held is None or torch.equal(given.to(held.device), held)
+
+    def forget_last_token(self):
+        """States cannot go back."""
+        raise ValueError(
+            f"`input_ids` must hold a token more than the {self.get_seq_length()} that `cache` has read: add new ones,"
+            " pass a cache of all but the last, or no cache."
+        )
+
+
+def text_hash(rows: ByteRows, before: torch.LongTensor | None = None) -> torch.LongTensor:
+    """
+    A number for all tokens of each row, `(batch_size,)`: of whole texts the same as of their parts in order.
+
+    Args:
+        rows (`ByteRows`): The tokens.
+        before (`torch.LongTensor` of shape `(batch_size,)`, *optional*): The number of what stands in front of them.
+    """
+    tokens = (rows.tokens + 1) * rows.mask
+    lengths = rows.mask.sum(dim=1)
+    before = torch.zeros_like(lengths) if before is None else before
+    # Integers wrap around. HASH_BASE ** n for n = 0, 1, ...
+    powers = torch.full((tokens.shape[1] + 1,), HASH_BASE, device=tokens.device).index_fill(0, lengths.new_zeros(1), 1)
+    powers = powers.cumprod(dim=0)
+    to_end = (lengths[:, None] - 1 - torch.arange(tokens.shape[1], device=tokens.device)).clamp(min=0)
+    return before * powers[lengths] + (tokens * powers[to_end]).sum(dim=1)
 
 
 __all__ = ["RecurrentCache", "RecurrentLayer"]

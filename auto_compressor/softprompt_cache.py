@@ -1,7 +1,9 @@
 """A key/value cache that knows which of its keys belong to a softprompt."""
 
+from collections.abc import Callable
+
 import torch
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, QuantizedCache
 
 
 class SoftpromptCache(DynamicCache):
@@ -19,33 +21,37 @@ class SoftpromptCache(DynamicCache):
             1 for vectors that are attended to; `None` if all are.
         compressed_length (`int`):
             Text tokens of earlier segments, which live on in the softprompt only.
+        input_ids (`torch.Tensor` of shape `(batch_size, text_length or more)`, *optional*):
+            The text tokens whose keys the cache holds, and perhaps more that were cropped; `None` if not known.
     """
 
     softprompt: torch.Tensor | None = None
     softprompt_attention_mask: torch.Tensor | None = None
     compressed_length: int = 0
+    input_ids: torch.Tensor | None = None
 
     @classmethod
     def from_cache(cls, cache: Cache | None) -> "SoftpromptCache":
-        """Returns `cache` as a `SoftpromptCache` that shares its layers; an empty one if there is none.
+        """Returns `cache`, which becomes a `SoftpromptCache` itself; an empty one if there is none.
 
-        The layers of an empty one keep all keys, which must fit into a sliding window anyway: one that is full drops
-        its first key, and cannot be cropped.
+        A user's own cache so remembers the softprompt whose keys it holds, wherever it is passed next. The layers of
+        an empty one keep all keys, which must fit into a sliding window anyway: one that is full drops its first key,
+        and cannot be cropped.
 
         Raises:
-            ValueError: for a `StaticCache`, whose size leaves no room for the softprompt.
+            ValueError: for another kind of cache, as a `StaticCache`, whose size leaves no room for the softprompt.
         """
         if isinstance(cache, cls):
             return cache
-        if isinstance(cache, StaticCache):
-            raise ValueError("`cache` must be able to grow: pass a DynamicCache, not a StaticCache.")
-        if cache is not None and not isinstance(cache, Cache):
-            raise ValueError(f"`cache` must be a Cache, got {type(cache).__name__}.")
         if cache is None:
             return cls()
-        softprompt_cache = cls.__new__(cls)
-        softprompt_cache.__dict__.update(cache.__dict__)
-        return softprompt_cache
+        if type(cache) not in (DynamicCache, QuantizedCache):
+            raise ValueError(
+                "`cache` must be able to grow and to remember a softprompt: pass a SoftpromptCache or a DynamicCache,"
+                f" not a {type(cache).__name__}."
+            )
+        cache.__class__ = cls
+        return cache
 
     @property
     def softprompt_length(self) -> int:
@@ -55,6 +61,12 @@ class SoftpromptCache(DynamicCache):
     def text_length(self) -> int:
         """Text tokens whose keys the cache holds."""
         return max(self.get_query_offset() - self.softprompt_length, 0)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the keys; -1 before the first."""
+        is_empty = not self.layers or getattr(self.layers[0], "keys", None) is None
+        return -1 if is_empty else self.layers[0].keys.shape[0]
 
     @property
     def is_empty(self) -> bool:
@@ -72,27 +84,48 @@ class SoftpromptCache(DynamicCache):
         self.softprompt_attention_mask = softprompt_attention_mask
         self.compressed_length = compressed_length
 
+    def remember(self, input_ids: torch.Tensor | None):
+        """Takes down the ids `(batch_size, length)` of text of the segment, before its keys are written."""
+        if self.text_length > 0 and input_ids is not None and self.input_ids is not None:
+            input_ids = torch.cat([self.input_ids[:, : self.text_length], input_ids], dim=1)
+        elif self.text_length > 0:
+            input_ids = None
+        self.input_ids = input_ids
+
+    def is_beginning_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
+        """Whether `(batch_size, length)` ids, or those that the mask shows, begin with the text, where it is known."""
+        if self.input_ids is None:
+            return True
+        held, text = self.input_ids[:, : self.text_length], slice(self.compressed_length, self.get_seq_length())
+        given, hidden = input_ids[:, text].to(held.device), attention_mask[:, text].to(held.device) == 0
+        return bool(((given == held) | hidden).all())
+
+    def forget_last_token(self):
+        """Lets the last token be read again."""
+        if self.text_length == 0:
+            raise ValueError("`cache` must hold the last token of `input_ids`: it holds summary vectors only.")
+        self.crop(-1)
+
     def reset(self):
         super().reset()
-        self.softprompt, self.softprompt_attention_mask, self.compressed_length = None, None, 0
+        self.softprompt, self.softprompt_attention_mask, self.input_ids, self.compressed_length = None, None, None, 0
 
     def reorder_cache(self, beam_idx: torch.LongTensor):
         super().reorder_cache(beam_idx)
-        self._select_softprompts(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        self._select_rows(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int):
         super().batch_repeat_interleave(repeats)
-        self._select_softprompts(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self._select_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: torch.Tensor):
         super().batch_select_indices(indices)
-        self._select_softprompts(lambda tensor: tensor[indices.to(tensor.device)])
+        self._select_rows(lambda tensor: tensor[indices.to(tensor.device)])
 
-    def _select_softprompts(self, select):
-        if self.softprompt is not None:
-            self.softprompt = select(self.softprompt)
-        if self.softprompt_attention_mask is not None:
-            self.softprompt_attention_mask = select(self.softprompt_attention_mask)
+    def _select_rows(self, select: Callable[[torch.Tensor], torch.Tensor]):
+        for name in ("softprompt", "softprompt_attention_mask", "input_ids"):
+            if getattr(self, name) is not None:
+                setattr(self, name, select(getattr(self, name)))
 
 
 __all__ = ["SoftpromptCache"]

@@ -50,6 +50,7 @@ from auto_compressor import (
     LlamaAutoCompressorModel,
     OPTAutoCompressorModel,
     SoftpromptCache,
+    input_checks,
 )
 from auto_compressor.bases import load_autocompressor
 from auto_compressor.cache_names import as_cache, cache_of
@@ -1214,3 +1215,80 @@ def test_randomised_weights_are_asymmetric():
     for parameter in model.parameters():
         assert parameter.std() > 0.1
         assert parameter.unique(dim=0).shape == parameter.shape
+
+
+@pytest.mark.parametrize("accumulate_summary", [True, False])
+@pytest.mark.parametrize("kind", ["fixed", "variable"])
+@all_autocompressors
+@torch.no_grad()
+def test_rows_padded_on_the_right(name, kind, accumulate_summary):
+    """Segments of padding alone, behind a row's end or in front of it, leave the row's softprompt as it is."""
+    make = tiny_autocompressor if kind == "fixed" else variable_autocompressor
+    model = make(name, dtype=torch.float64, accumulate_summary=accumulate_summary)
+    rows = [random_ids(1, length, seed=length) for length in (16, 7, 4)]
+    given, given_mask = random_softprompt(model, 3, 2), torch.tensor([[1, 1], [0, 1], [1, 0]])
+    for side in ("right", "left"):
+        ids, mask = pad_rows(rows, side)
+        ids = ids.masked_fill(mask == 0, 7)
+        for start in ({}, {"softprompt": given, "softprompt_attention_mask": given_mask}):
+            found = model.compress(ids, attention_mask=mask, segment_lengths=4, return_attention_mask=True, **start)
+            for index, row in enumerate(rows):
+                # Segments are counted from the right end in a row that is padded on the left.
+                lengths = 4 if side == "right" else [n for n in (row.shape[1] % 4, *[4] * (row.shape[1] // 4)) if n]
+                alone, alone_mask = model.compress(
+                    row, segment_lengths=lengths, return_attention_mask=True, **select_row(start, index)
+                )
+                expected = alone[0, alone_mask[0].bool()]
+                assert_close(found[0][index, found[1][index].bool()], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("accumulate_summary", [True, False])
+@all_autocompressors
+@torch.no_grad()
+def test_chained_calls_of_rows_padded_on_the_right(name, accumulate_summary):
+    """The second call has no text for a row: its softprompt and mask stay those after the first."""
+    model = tiny_autocompressor(name, torch.float64, accumulate_summary=accumulate_summary)
+    ids, mask = pad_rows([random_ids(1, 12), random_ids(1, 5, seed=5)], "right")
+    whole = model(ids, attention_mask=mask, segment_lengths=6, output_softprompt=True)
+    first = model(ids[:, :6], attention_mask=mask[:, :6], output_softprompt=True)
+    second = model(
+        ids[:, 6:],
+        attention_mask=mask[:, 6:],
+        output_softprompt=True,
+        softprompt=first.softprompt,
+        softprompt_attention_mask=first.softprompt_attention_mask,
+    )
+    assert_close(second.softprompt, whole.softprompt, **CLOSE)
+    kept = second.softprompt_attention_mask[1].bool()
+    assert torch.equal(second.softprompt_attention_mask, whole.softprompt_attention_mask)
+    assert_close(second.softprompt[1, kept], first.softprompt[1], **EXACT)
+    alone = model(ids[1:, :5], output_softprompt=True).softprompt[0]
+    assert_close(first.softprompt[1], alone, **CLOSE)
+
+
+@torch.no_grad()
+def test_more_positions_than_the_base_has(monkeypatch):
+    """One warning with the numbers, and none where they fit, rescale or are not counted."""
+    model, said = tiny_autocompressor("llama"), []
+    monkeypatch.setattr(input_checks.logger, "warning", said.append)
+    monkeypatch.setattr(input_checks, "WARNED_LIMITS", set())
+    limit, num_summary = model.config.max_position_embeddings, model.config.summary_length
+    ids = random_ids(1, limit + 10)
+    model(ids[:, :limit])
+    model.compress(ids[:, : limit - num_summary], segment_lengths=limit - num_summary)
+    model.compress(ids)  # segments that fit by themselves
+    tiny_autocompressor("llama", summary_length=limit)(ids[:, :5], softprompt=random_softprompt(model, 1, 3))
+    assert said == []
+    for num_vectors in (limit, limit + 3):
+        model(ids[:, :5], softprompt=random_softprompt(model, 1, num_vectors), output_softprompt=True)
+    (message,) = said
+    total = limit + 5 + num_summary
+    assert f"{limit} summary vectors, 5 text tokens" in message and f"{total} positions" in message
+    assert f"`max_position_embeddings` = {limit}" in message
+
+
+@all_autocompressors
+def test_gguf(name, tmp_path):
+    model_class = AUTOCOMPRESSORS[name][1]
+    with pytest.raises(ValueError, match="`gguf_file` must be None, got 'a.gguf': convert it first"):
+        model_class.from_pretrained(tmp_path, gguf_file="a.gguf")

@@ -525,3 +525,129 @@ def test_lora_on_a_new_summary_length(tmp_path):
     compressed = model.base_model.model.compress(ids, segment_lengths=5)
     assert compressed.shape[1] == 10
     assert_close(loaded.base_model.model.compress(ids, segment_lengths=5), compressed, **DOUBLE)
+
+
+# Caches of prompts
+
+
+def filled(model, ids, **kwargs):
+    """The cache of a text that is read in one pass."""
+    with torch.no_grad():
+        return model(ids, use_cache=True, **kwargs).cache
+
+
+OWN_CACHES = {"dynamic": lambda model: DynamicCache(), "of_config": lambda model: DynamicCache(config=model.config)}
+own_caches = pytest.mark.parametrize("make_cache", OWN_CACHES.values(), ids=OWN_CACHES.keys())
+
+
+@all_autocompressors
+@own_caches
+@pytest.mark.parametrize("segment_lengths", [None, [3, 6]], ids=str)
+@torch.no_grad()
+def test_own_cache_in_forward(name, make_cache, segment_lengths):
+    """A user's cache remembers the softprompt: three turns, with it and without, give the logits of the whole."""
+    model, ids = generator(name), random_ids(2, 17)
+    kwargs = softprompts(model, "masked", 2)
+    segments = {} if segment_lengths is None else {"segment_lengths": [3, 14]}
+    expected = model(ids, **kwargs, **segments).logits
+    for again in ({}, kwargs):
+        cache = make_cache(model)
+        first = model(ids[:, :9], cache=cache, segment_lengths=segment_lengths, **kwargs).logits
+        turns = [model(part, cache=cache, **again).logits for part in (ids[:, 9:13], ids[:, 13:])]
+        assert_close(torch.cat([first, *turns], dim=1), expected, **CLOSE)
+        assert isinstance(cache, SoftpromptCache) and cache.get_seq_length() == 17
+
+
+@all_autocompressors
+@own_caches
+@pytest.mark.parametrize("segment_lengths", [None, [3, 6]], ids=str)
+def test_own_cache_in_turns(name, make_cache, segment_lengths):
+    """A conversation on a user's cache, left-padded: every turn is that of the whole text without one."""
+    model, (text, mask), cache = generator(name), prompts(padded=False), make_cache(generator(name))
+    mask[1, :2] = 0
+    kwargs = softprompts(model, "masked", 3)
+    segments = segment_lengths
+    for turn in range(3):
+        how = {"attention_mask": mask, **kwargs, **GREEDY}
+        earlier = {} if segment_lengths is None else {"segment_lengths": [3, text.shape[1] - 3]}
+        expected = model.generate(text, use_cache=False, **earlier, **how)
+        text = model.generate(text, cache=cache, segment_lengths=segments, **how)
+        assert torch.equal(text, expected)
+        text, segments = torch.cat([text, random_ids(3, 4, seed=turn)], dim=1), None
+        mask = torch.nn.functional.pad(mask, (0, NEW + 4), value=1)
+
+
+def test_own_kind_of_cache():
+    """A cache that cannot become one that remembers is refused."""
+
+    class OwnCache(DynamicCache):
+        pass
+
+    with pytest.raises(ValueError, match="`cache` must .* SoftpromptCache"):
+        generator("opt")(random_ids(1, 4), cache=OwnCache())
+
+
+@all_autocompressors
+@with_softprompts
+@pytest.mark.parametrize("segment_lengths", [None, [3, 6]], ids=str)
+@pytest.mark.parametrize("how", [GREEDY, BEAMS, GREEDY | {"use_embeds": True}], ids=["greedy", "beams", "embeds"])
+def test_cache_of_the_whole_prompt(name, given, segment_lengths, how):
+    model, ids, how = generator(name), random_ids(2, 9), dict(how)
+    text = {"input_ids": ids}
+    if how.pop("use_embeds", False):
+        text = {"inputs_embeds": model.get_input_embeddings()(ids).detach()}
+    kwargs = softprompts(model, given, 2)
+    expected = model.generate(**text, segment_lengths=segment_lengths, **kwargs, **how)
+    cache = filled(model, ids, segment_lengths=segment_lengths, **kwargs)
+    assert torch.equal(model.generate(**text, cache=cache, **how), expected)
+
+
+@all_autocompressors
+@pytest.mark.parametrize("how", [GREEDY, BEAMS], ids=["greedy", "beams"])
+@pytest.mark.parametrize("num_new", [3, 12])
+def test_new_ids_alone(name, how, num_new):
+    """With a mask over all text they go on; without one they would be cut, and are refused."""
+    model, ids, new = generator(name), random_ids(2, 9), random_ids(2, num_new, seed=4)
+    kwargs, joined = softprompts(model, "plain", 2), torch.cat([ids, new], dim=1)
+    expected = model.generate(joined, **kwargs, **how)[:, 9:]
+    alone = model.generate(new, attention_mask=torch.ones_like(joined), cache=filled(model, ids, **kwargs), **how)
+    assert torch.equal(alone, expected)
+    cache = filled(model, ids, **kwargs)
+    with pytest.raises(ValueError, match=r"`input_ids` must begin with the 9 tokens .* `attention_mask`"):
+        model.generate(new, cache=cache, **how)
+    assert torch.equal(model.generate(joined, cache=cache, **how)[:, 9:], expected)  # as it was
+
+
+@both_families
+def test_prompts_that_do_not_fit_a_cache(name):
+    model, ids = generator(name), random_ids(2, 9)
+    with pytest.raises(ValueError, match="`cache` must have the 3 rows"):
+        model.generate(random_ids(3, 12), cache=filled(model, ids), **GREEDY)
+    with pytest.raises(ValueError, match="`input_ids` must be given"):
+        model.generate(cache=filled(model, ids), **GREEDY)
+    embeds = model.get_input_embeddings()(ids).detach()
+    with pytest.raises(ValueError, match="`inputs_embeds` must begin"):
+        model.generate(inputs_embeds=embeds[:, :5], cache=filled(model, ids), **GREEDY)
+
+
+@both_families
+def test_drafts_and_what_they_do_not_know(name):
+    """Drafts are made from ids: embeddings beside them, and a cache, are refused."""
+    model, ids = generator(name), repetitive_prompt()
+    embeds = model.get_input_embeddings()(ids).detach()
+    for drafts in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": plain_generator(name)}):
+        with pytest.raises(ValueError, match="`inputs_embeds` must be None"):
+            model.generate(ids, inputs_embeds=embeds, **drafts, **GREEDY)
+        with pytest.raises(ValueError, match="`cache` must be empty"):
+            model.generate(ids, cache=filled(model, ids[:, :6]), **drafts, **GREEDY)
+
+
+@all_autocompressors
+@pytest.mark.parametrize("segment_lengths", [4, [3, 6]], ids=str)
+@pytest.mark.parametrize("chunk", [2, 5, 20])
+def test_segments_and_prefill_in_chunks(name, segment_lengths, chunk):
+    model, (ids, mask) = generator(name), prompts(padded=False)
+    kwargs = softprompts(model, "masked", 3) | {"attention_mask": mask, "segment_lengths": segment_lengths}
+    for how in (GREEDY, BEAMS):
+        expected = model.generate(ids, **kwargs, **how)
+        assert torch.equal(model.generate(ids, prefill_chunk_size=chunk, **kwargs, **how), expected)

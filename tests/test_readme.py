@@ -103,10 +103,6 @@ def test_recipe_for_another_base():
     """The classes of the README, on a base that the package does not name."""
     code = """
 import torch
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM
-from auto_compressor import AutoCompressorMixin
-from auto_compressor.configuration_autocompressor import AutoCompressorConfigMixin
 """
     code += next(block for language, block in BLOCKS if "Phi3ForCausalLM" in block)
     code += """

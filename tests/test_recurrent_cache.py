@@ -281,3 +281,42 @@ def test_teacher_forced_borders_have_no_cache():
     for use_cache in (True, False):
         with pytest.raises(ValueError, match="teacher_forced"):
             model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, use_cache=use_cache)
+
+
+@torch.no_grad()
+def cache_of_text(model, ids, mask=None):
+    return model(ids, attention_mask=mask, use_cache=True).cache
+
+
+@every_model
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_cache_and_the_whole_text(name, num_beams):
+    """Left-padded: the tokens after a cache are those without one; rows of the cache follow the beams."""
+    model, how = tiny_model(name), GREEDY | {"max_new_tokens": 12, "num_beams": num_beams}
+    ids, mask = pad_rows([random_ids(1, 12), random_ids(1, 9, seed=1)], "left")
+    expected = model.generate(ids, attention_mask=mask, **how)
+    for seen in (1, 8, 11):
+        cache = cache_of_text(model, ids[:, :seen], mask[:, :seen])
+        assert torch.equal(model.generate(ids, attention_mask=mask, cache=cache, **how), expected)
+        cache = cache_of_text(model, ids[:, :seen], mask[:, :seen])
+        alone = model.generate(ids[:, seen:], attention_mask=mask, cache=cache, **how)
+        assert torch.equal(alone, expected[:, seen:])
+
+
+@every_model
+def test_prompts_that_do_not_fit_a_cache(name):
+    model, ids, how = tiny_model(name), random_ids(2, 10), GREEDY | {"max_new_tokens": 4}
+    bad = [(ids, "a token more than the 10"), (ids[:, :4], "must begin with the 10"), (ids[:1].repeat(3, 2), "3 rows")]
+    bad += [(random_ids(2, 12, seed=3), r"must begin with the 10 tokens .* `attention_mask`")]
+    for prompt, message in bad:
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt, cache=cache_of_text(model, ids), **how)
+
+
+@every_model
+def test_hash_of_a_text(name):
+    """It tells texts apart that differ in one token, their order or zeros in front, and keeps its size."""
+    model, ids = tiny_model(name), random_ids(1, 9)
+    others = [ids.flip(1), torch.cat([ids[:, :-1], ids[:, -1:] ^ 1], dim=1), torch.nn.functional.pad(ids, (1, 0))]
+    hashes = [cache_of_text(model, text).layers[0].states["text"] for text in (ids, *others)]
+    assert len({int(number) for number in hashes}) == 4 and all(number.shape == (1,) for number in hashes)
