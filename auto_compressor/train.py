@@ -89,6 +89,7 @@ from .training.arguments import (
     TrainingArguments,
 )
 from .training.data import DataCollator, cut_documents, load_datasets, with_wikitext
+from .training.reporting import add_reports, expected_messages_are_silent
 from .training.resuming import (
     check_settings,
     find_checkpoint,
@@ -720,6 +721,7 @@ def run(family: Family, model_args: Any, data_args: DataTrainingArguments, train
     checkpoint = begin_run(model_args, data_args, training_args) if training_args.do_train else None
     set_seed(training_args.seed)
     trainer = family.make_trainer(model_args, data_args, training_args)
+    add_reports(trainer)
     if training_args.do_train:
         train(trainer, checkpoint)
     if training_args.do_eval:
@@ -742,7 +744,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None):
     epilog = f"--model_type chooses the family: {', '.join(FAMILIES)}."
     parser = HfArgumentParser(family.arguments, prog=prog, epilog=epilog)
     try:
-        run(family, *parser.parse_args_into_dataclasses(arguments))
+        with expected_messages_are_silent():
+            run(family, *parser.parse_args_into_dataclasses(arguments))
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
 

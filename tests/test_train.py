@@ -343,6 +343,38 @@ def test_two_processes_equal_one(kind, base, cache_dir, main, tmp_path):
     assert_report(tmp_path / "two")
 
 
+# What it says
+
+
+@pytest.mark.parametrize("model_type", [name for name in train.FAMILIES if name != "activation_compressor"])
+@pytest.mark.parametrize("warm_up", [1, 2])
+def test_a_warm_up_as_long_as_the_run_is_one_warning(model_type, warm_up, main, caplog):
+    """In every family; a rate that is constant has none."""
+    model = ["--config_name", "tiny", "--block_size", 32] if model_type == "autocompressor" else []
+    model += ["--lr_scheduler_type", "linear"]
+    main("--model_type", model_type, *model, "--do_train", "--max_steps", 2, "--warmup_steps", warm_up)
+    assert caplog.text.count("as long as the run, 2 steps, or longer") == (warm_up == 2)
+
+
+def test_a_run_says_a_short_line_for_each_report(base, cache_dir, tmp_path):
+    """And nothing that sounds like a fault: of new summary vectors, of control tokens, of a tied head."""
+    command = [
+        sys.executable,
+        "train.py",
+        *common_arguments(cache_dir, tmp_path / "out"),
+        "--model_name_or_path",
+        base,
+    ]
+    command += [*VARIABLE, "--do_train", "--max_steps", 2, "--save_steps", 1, "--resume_from_checkpoint", "true"]
+    for steps in (2, 3):
+        done = run_command(*command, "--max_steps", steps)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert re.search(rf"step {steps}/{steps}  loss [\d.]+  learning_rate [\d.e-]+  left 0:00:00", said), said
+        for word in ("{'", "must be `None`", "missing keys", "LOAD REPORT", "FutureWarning", "deprecated"):
+            assert word not in said, said
+
+
 # Run scripts
 
 
