@@ -46,8 +46,9 @@ def words(line: str) -> list[str]:
 
 def started_by(line: str, folder: Path) -> list[list[str]]:
     """The arguments of every train.py that a line starts; `python` and `torchrun` only write them down."""
+    gpus = 8 if "NUM_GPUS=8" in line else 0
     for name in ("python", "torchrun"):
-        stub = '[ "$1" != -c ] || { echo 8; exit; }\nprintf "%s\\0" "$@" >> "$CALLS"; printf "\\n" >> "$CALLS"\n'
+        stub = f'[ "$1" != -c ] || {{ echo {gpus}; exit; }}\nprintf "%s\\\\0" "$@" >> "$CALLS"; echo >> "$CALLS"\n'
         (folder / name).write_text("#!/bin/bash\n" + stub)
         (folder / name).chmod(0o755)
     own = {"PATH": f"{folder}:{environment()['PATH']}", "CALLS": str(folder / "calls"), "OUT": str(folder / "out")}
