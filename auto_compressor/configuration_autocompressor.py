@@ -35,6 +35,9 @@ class AutoCompressorConfigMixin:
         compress_stop_threshold (`float`, *optional*):
             At inference a segment gets no further vector once the probability of `<eoc>` is above this. By default
             once `<eoc>` is more probable than not.
+        segment_length (`int`, *optional*):
+            Tokens of a segment where nothing else is said: those that the model was trained with, which training
+            writes here. By default equal segments that fit the positions.
     """
 
     base_model_type: ClassVar[str]
@@ -58,6 +61,7 @@ class AutoCompressorConfigMixin:
     compression_alpha: float | int = 1.0
     truncate_bptt_segments: int = 1
     compress_stop_threshold: float | int | None = None
+    segment_length: int | None = None
 
     @property
     def variable_length(self) -> bool:
@@ -94,6 +98,8 @@ class AutoCompressorConfigMixin:
         threshold = self.compress_stop_threshold
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"`compress_stop_threshold` must be above 0 and at most 1, got {threshold}.")
+        if self.segment_length is not None and self.segment_length < 1:
+            raise ValueError(f"`segment_length` must be 1 or more, or None, got {self.segment_length}.")
         super().__post_init__(**kwargs)
 
     def _check_control_tokens(self):

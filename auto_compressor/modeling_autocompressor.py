@@ -210,9 +210,16 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         return None if self.summary_takes_positions else self.config.max_position_embeddings
 
     def default_segment_lengths(self, length: int) -> list[int]:
-        """The fewest equal segments that fit the positions; where summary vectors take some, half are left to them."""
+        """
+        Segments of `config.segment_length`, the last one holding the rest; without it the fewest equal segments that
+        fit the positions. Where summary vectors take positions too, half are left to them.
+        """
         most = self.max_segment_length or self.config.max_position_embeddings // 2
-        return equal_segment_lengths(length, most - self.config.variable_length)
+        most -= self.config.variable_length
+        if self.config.segment_length is None:
+            return equal_segment_lengths(length, most)
+        limit = most if self.max_segment_length else self.config.segment_length
+        return resolve_segment_lengths(min(self.config.segment_length, limit), length)
 
     def _segment_positions(
         self,

@@ -69,6 +69,7 @@ from .bases import (
     resolve_base,
 )
 from .bundled import BUNDLED_TOKENIZER
+from .configuration_autocompressor import AutoCompressorConfigMixin
 from .continuous_trainer import ContinuousTrainer
 from .control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
 from .hierarchical_trainer import HierarchicalTrainer
@@ -88,6 +89,7 @@ from .training.arguments import (
     TrainingArguments,
 )
 from .training.data import DataCollator, cut_documents, load_datasets, with_wikitext
+from .training.reporting import add_reports, expected_messages_are_silent
 from .training.resuming import (
     check_settings,
     find_checkpoint,
@@ -122,8 +124,10 @@ CONTINUOUS_BLOCK_SIZE = 128
 
 TRACKERS = ("mlflow", "tensorboard", "wandb")
 
-# Fields of a config that makes no summary vectors.
-PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None}
+# Fields of a config that makes no summary vectors; without control tokens `compression_max_len` means nothing, but may
+# not be 0 beside `summary_length` 0.
+PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None, "segment_length": None}
+PLAIN |= {"compression_max_len": AutoCompressorConfigMixin.compression_max_len}
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
@@ -269,6 +273,34 @@ def default_block_size(model: PreTrainedModel, training_args: TrainingArguments)
     return segment_length * training_args.segments_per_substep * training_args.training_substeps
 
 
+def trained_segment_length(training_args: TrainingArguments, block_size: int) -> int | None:
+    """Tokens of the segments that a model is trained with: of fixed ones the longest, of drawn ones their mean."""
+    if training_args.full_attention:
+        return None
+    if training_args.segment_lengths and not training_args.randomize_substeps:
+        return max(training_args.segment_lengths)
+    return math.ceil(block_size / training_args.training_substeps / training_args.segments_per_substep)
+
+
+def prepare_for_sequences(model: PreTrainedModel, training_args: TrainingArguments, block_size: int):
+    """
+    What the model that is trained must know of its sequences: the length of a segment, and positions for all of it.
+
+    With full attention a sequence is one segment: a table of positions that is too short for it is repeated.
+    """
+    model.config.segment_length = trained_segment_length(training_args, block_size)
+    longest = model.max_segment_length
+    if not training_args.full_attention or longest is None or longest >= block_size:
+        return
+    if training_args.max_position_embeddings is not None:
+        raise ValueError(
+            f"--max_position_embeddings must be {block_size} or more, the tokens of a sequence, with --full_attention,"
+            f" got {training_args.max_position_embeddings}."
+        )
+    logger.warning("--full_attention: the table of %d positions is repeated to %d.", longest, block_size)
+    model.resize_position_embeddings(block_size)
+
+
 def report_rows(name: str, metrics: dict[str, float], training_args: TrainingArguments) -> list[dict]:
     """Rows of the report on one validation set: all tokens, every substep, every segment."""
     parts = [("all", "")]
@@ -338,6 +370,8 @@ def make_autocompressor_trainer(
 ) -> SubstepTrainer:
     model, tokenizer = load_model_and_tokenizer(model_args, training_args)
     block_size = data_args.block_size or default_block_size(model, training_args)
+    if training_args.do_train:
+        prepare_for_sequences(model, training_args, block_size)
     datasets = load_checked_datasets(
         data_args, training_args, tokenizer, block_size, model_args.cache_dir, vocab_size=model.config.vocab_size
     )
@@ -687,6 +721,7 @@ def run(family: Family, model_args: Any, data_args: DataTrainingArguments, train
     checkpoint = begin_run(model_args, data_args, training_args) if training_args.do_train else None
     set_seed(training_args.seed)
     trainer = family.make_trainer(model_args, data_args, training_args)
+    add_reports(trainer)
     if training_args.do_train:
         train(trainer, checkpoint)
     if training_args.do_eval:
@@ -709,7 +744,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None):
     epilog = f"--model_type chooses the family: {', '.join(FAMILIES)}."
     parser = HfArgumentParser(family.arguments, prog=prog, epilog=epilog)
     try:
-        run(family, *parser.parse_args_into_dataclasses(arguments))
+        with expected_messages_are_silent():
+            run(family, *parser.parse_args_into_dataclasses(arguments))
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
 

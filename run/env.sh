@@ -17,10 +17,16 @@ if [ "$active" -ef .venv ] || ! has_this_package; then
     [ "$active" -ef .venv ] || source .venv/bin/activate
 fi
 
+# GPUs of this node, the default of NUM_GPUS in every script.
+count_gpus() { python -c 'import torch; print(torch.cuda.device_count())'; }
+
 # Runs train.py with the arguments on NUM_GPUS GPUs of each of NUM_NODES nodes (the first is NODE), or on the CPU for 0.
 run_train_py() {
     if [ "$NUM_GPUS" = 0 ]; then
         python train.py --use_cpu "$@"
+    elif ! [ "$NUM_GPUS" -le "$(count_gpus)" ]; then
+        echo "$(basename "$0"): error: NUM_GPUS must be 0 to $(count_gpus), the GPUs of this node, got $NUM_GPUS." >&2
+        return 1
     elif [ "$NUM_NODES" = 1 ]; then
         torchrun --standalone --nproc_per_node "$NUM_GPUS" train.py --bf16 "$@"
     else

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains an AutoCompressor. Every variable can be set in front, further arguments go to train.py:
-#     bash run/train.sh                                        # OPT-125M on one GPU, the published data
+#     bash run/train.sh                                        # OPT-125M on all GPUs, the published data
 #     BASE=opt-2.7b NUM_GPUS=8 bash run/train.sh --fast_attention
 #     BASE=smollm2 NUM_GPUS=0 bash run/train.sh                # no hub, no GPU, the bundled text
 #     CML=8 bash run/train.sh --compression_lambda 0.1         # the model decides: up to 8 summary vectors per segment
@@ -11,12 +11,17 @@ set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 BASE=${BASE:-opt-125m}          # opt-*: of facebook; tiny, smollm2: without a hub; else a hub name or a folder
+# The bundled text is short: bases without a hub learn faster on it, and warm up in a few steps.
+case $BASE in
+    tiny) LR=${LR:-2e-3} WU=${WU:-10} ;;
+    smollm2) WU=${WU:-5} ;;
+esac
 BATCH=${BATCH:-16}              # sequences per step, over all GPUs
 SEQ=${SEQ:-1}                   # sequences per GPU at a time
 LR=${LR:-2e-5}                  # learning rate
 WU=${WU:-1000}                  # warm-up steps
 SAVE=${SAVE:-1000}              # steps between checkpoints
-NUM_GPUS=${NUM_GPUS:-1}         # GPUs per node; 0 trains on the CPU
+NUM_GPUS=${NUM_GPUS:-$(count_gpus)}    # GPUs per node; 0 trains on the CPU
 NUM_NODES=${NUM_NODES:-1}
 NODE=${NODE:-localhost}         # host of the first node
 SEG=${SEG:-2}                   # segments per substep

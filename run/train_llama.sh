@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains LoRA adapters that turn a Llama into an AutoCompressor (the published setting for Llama-2-7b):
 #     NUM_GPUS=8 bash run/train_llama.sh --fast_attention
-#     BASE=smollm2 NUM_GPUS=0 BATCH=4 SEQ=1 TRAIN_SETS= bash run/train_llama.sh --block_size 1024 --max_steps 100
+#     BASE=smollm2 NUM_GPUS=0 BATCH=4 SEQ=1 WU=10 TRAIN_SETS= bash run/train_llama.sh --block_size 1024 --max_steps 100
 # The variables are those of run/train.sh.
 set -euo pipefail
 

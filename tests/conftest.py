@@ -12,12 +12,15 @@ pytest.register_assert_rewrite("modeling_testing", "train_testing")
 
 import torch  # noqa: E402
 from train_testing import common_arguments  # noqa: E402
+from transformers.utils import logging  # noqa: E402
 
 import train  # noqa: E402
 
 
 # Small models run several times faster on one thread than on two.
 torch.set_num_threads(1)
+# What a command prints is read: bars of what a test saves itself are none of it, whichever test ran before.
+logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from auto_compressor import (
     AdaptiveByteConfig,
@@ -269,7 +269,38 @@ def test_perplexity_is_compare_contexts(folder, model, ids, text_file, tmp_path,
     for row, result in zip(rows, results, strict=True):
         assert float(row[1]) == result.positions
         assert float(row[2]) == pytest.approx(result.perplexity, rel=1e-5)
-    assert "full context" in capsys.readouterr().out
+    assert "full context (this model)" in capsys.readouterr().out
+    assert [row.context for row in compare_contexts(model, batches, [8, 8, 9], model)][-1] == "full context"
+
+
+def test_the_segment_length_of_training_is_the_default(folder, model, ids, text_file, tmp_path, capsys):
+    """In `compress` and in the three commands that read a text."""
+    trained, output, input_ids = tmp_path / "trained", tmp_path / "o.safetensors", ids(TEXT)
+    shutil.copytree(folder, trained)
+    AutoConfig.from_pretrained(folder, segment_length=8).save_pretrained(trained)
+    model = LlamaAutoCompressorModel.from_pretrained(trained).eval()
+    expected = model.compress(input_ids, segment_lengths=8)
+    torch.testing.assert_close(model.compress(input_ids), expected, rtol=0, atol=0)
+    assert main(["summarize", str(text_file), "-o", str(output), "--model", str(trained)]) == 0
+    torch.testing.assert_close(load_softprompt(output, model).vectors, expected, rtol=0, atol=1e-5)
+
+    table = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path, lengths in zip(table, ([], ["--segment-lengths", "8", "8", "8", "8"]), strict=True):
+        arguments = ["perplexity", "--text", str(text_file), "-o", str(path), *lengths]
+        assert main([*arguments, "--model", str(trained)]) == 0
+    assert table[0].read_text() == table[1].read_text()
+
+    printed = []
+    for name, lengths in ((trained, []), (folder, ["--segment-length", "8"]), (folder, [])):
+        capsys.readouterr()
+        assert main(["generate", "--prompt", TEXT[:150], "--model", str(name), *lengths]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2]
+
+
+def test_a_segment_length_must_be_positive():
+    with pytest.raises(ValueError, match="`segment_length` must be 1 or more, or None, got 0"):
+        LlamaAutoCompressorConfig(segment_length=0)
 
 
 def test_compare_contexts_by_hand(model, ids):
@@ -308,6 +339,12 @@ BAD_INPUT = {
     "beams": (["generate", "--prompt", "a", "--num-beams", "0"], "--num-beams must be 1 or more, got 0"),
     "short text": (["perplexity", "--segment-lengths", "500", "500", "--text", "{tmp}/text.txt"], "2 sequences"),
     "one segment": (["perplexity", "--segment-lengths", "20"], "two or more segments"),
+    "one sequence": (
+        ["perplexity", "--segment-lengths", "8", "8", "--max-sequences", "1"],
+        "--max-sequences must be 2 or more",
+    ),
+    "no segments": (["perplexity"], "--segment-lengths must be given"),
+    "prompt segment": (["generate", "--prompt", "a", "--segment-length", "0"], "--segment-length must be 1 or more"),
     "batch size": (["perplexity", "--segment-lengths", "8", "8", "--batch-size", "1"], "--batch-size must be 2"),
 }
 

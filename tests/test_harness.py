@@ -257,8 +257,21 @@ def test_the_command_line_of_lm_eval(monkeypatch):
     arguments = ["--model", "hf", "--model_args", "a=1", "b=2", "--tasks", "x,y"]
     further = ["--gen_kwargs", "temperature=0", "--write_out"]
     assert main(["evaluate", *arguments, "--tasks", "z", *further]) == 0
-    assert seen == [["lm-eval", "run", *arguments, "z", *further]]
+    device = ["--device", "cuda" if torch.cuda.is_available() else "cpu"]
+    assert seen.pop() == ["lm-eval", "run", *arguments, "z", *further, *device]
     assert sys.argv is own
+    for given in (["--device", "meta"], ["--model_args", "a=1,device=meta"], ["--config", "run.yaml"]):
+        assert main(["evaluate", *arguments, *given]) == 0
+        assert device[0] not in seen.pop()[-2:] or given == ["--device", "meta"]
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_the_default_device(cuda, monkeypatch):
+    seen = []
+    monkeypatch.setattr(lm_eval_command, "cli_evaluate", lambda: seen.append(sys.argv))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert main(["evaluate", "--model", "hier_ae", "--tasks", "x"]) == 0
+    assert seen[0][-2:] == ["--device", "cuda" if cuda else "cpu"]
 
 
 def test_other_commands_refuse_arguments_that_they_do_not_know(capsys):

@@ -343,7 +343,97 @@ def test_two_processes_equal_one(kind, base, cache_dir, main, tmp_path):
     assert_report(tmp_path / "two")
 
 
+# What it says
+
+
+@pytest.mark.parametrize("model_type", [name for name in train.FAMILIES if name != "activation_compressor"])
+@pytest.mark.parametrize("warm_up", [1, 2])
+def test_a_warm_up_as_long_as_the_run_is_one_warning(model_type, warm_up, main, caplog):
+    """In every family; a rate that is constant has none."""
+    model = ["--config_name", "tiny", "--block_size", 32] if model_type == "autocompressor" else []
+    model += ["--lr_scheduler_type", "linear"]
+    main("--model_type", model_type, *model, "--do_train", "--max_steps", 2, "--warmup_steps", warm_up)
+    assert caplog.text.count("as long as the run, 2 steps, or longer") == (warm_up == 2)
+
+
+def test_a_run_says_a_short_line_for_each_report(base, cache_dir, tmp_path):
+    """And nothing that sounds like a fault: of new summary vectors, of control tokens, of a tied head."""
+    command = [
+        sys.executable,
+        "train.py",
+        *common_arguments(cache_dir, tmp_path / "out"),
+        "--model_name_or_path",
+        base,
+    ]
+    command += [*VARIABLE, "--do_train", "--max_steps", 2, "--save_steps", 1, "--resume_from_checkpoint", "true"]
+    for steps in (2, 3):
+        done = run_command(*command, "--max_steps", steps)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert re.search(rf"step {steps}/{steps}  loss [\d.]+  learning_rate [\d.e-]+  left 0:00:00", said), said
+        for word in ("{'", "must be `None`", "missing keys", "LOAD REPORT", "FutureWarning", "deprecated"):
+            assert word not in said, said
+
+
 # Run scripts
+
+
+@pytest.mark.parametrize("kind", ["tiny", "opt", "compressor"])
+def test_run_train_full_attention(kind, base, cache_dir, main, tmp_path):
+    """On a new model, on a table of 32 positions for 64 tokens, and on what the same script trained."""
+    name = "tiny" if kind == "tiny" else base
+    if kind == "compressor":
+        settings = ["--compression_max_len", 0, "--do_train", "--max_steps", 1, *SEGMENTS]
+        name = str(main("--model_name_or_path", base, *settings, output_dir=tmp_path / "first"))
+        assert read_json(tmp_path / "first" / "config.json")["segment_length"] == 16
+    variables = {"NUM_GPUS": "0", "BASE": name, "OUT": str(tmp_path / "out"), "BATCH": "2", "MODE": "FA"}
+    arguments = f"--max_steps 2 --block_size 64 --max_train_samples 8 --max_eval_samples 2 --cache_dir {cache_dir}"
+    done = run_command("bash", "run/train.sh", *arguments.split(), TRAIN_SETS="", EVAL_SETS="", **variables)
+    assert done.returncode == 0, done.stdout
+    config = read_json(tmp_path / "out" / "config.json")
+    assert (config["summary_length"], config["sum_token_id"], config.get("segment_length")) == (0, None, None)
+    assert [losses["step"] for losses in losses_in(tmp_path / "out")] in ([], [2])
+    assert_report(tmp_path / "out")
+
+
+def test_a_table_that_is_too_short_for_full_attention(base, main):
+    arguments = ["--model_name_or_path", base, *SEGMENTS, "--full_attention", "--do_train", "--max_steps", 1]
+    with pytest.raises(SystemExit, match="--max_position_embeddings must be 64 or more"):
+        main(*arguments, "--max_position_embeddings", 48)
+
+
+def test_a_teacher_with_a_fixed_number_of_vectors(base, tmp_path):
+    """Its config says `compression_max_len` 0, as run/train.sh writes it."""
+    model = load_autocompressor(base, summary_length=4, compression_max_len=0)
+    model.save_pretrained(tmp_path)
+    arguments = {"distillation_weight": 1.0, "distillation_model": str(tmp_path), "use_cpu": True}
+    teacher = train.load_teacher(TrainingArguments(output_dir=str(tmp_path), **arguments), model)
+    assert teacher.config.max_vectors == 0
+
+
+GPU_SCRIPTS = ["train.sh", "train_adaptive.sh", "train_hierarchical.sh", "train_continuous.sh", "train_activation.sh"]
+
+
+@pytest.mark.parametrize("script", [*GPU_SCRIPTS, "eval_llama.sh", "train_baseline.sh", "train_llama.sh"])
+@pytest.mark.parametrize(
+    "found, given, begins", [(0, None, "python train.py --use_cpu"), (2, None, "torchrun"), (2, "3", "")]
+)
+def test_run_scripts_find_the_gpus(script, found, given, begins, tmp_path):
+    """All that are there are used, none is needed, more are refused. `python` and `torchrun` only say their line."""
+    for name in ("python", "torchrun"):
+        count = f'[ "$1" != -c ] || {{ echo {found}; exit; }}'
+        (tmp_path / name).write_text(f'#!/bin/bash\n{count}\necho "{name} $*"\n')
+        (tmp_path / name).chmod(0o755)
+    settings = {"PATH": f"{tmp_path}:{environment()['PATH']}", "OUT": str(tmp_path / "out"), "BASE": "tiny"}
+    settings |= {} if given is None else {"NUM_GPUS": given, "BATCH": "12", "BATCH_SIZE": "12"}
+    done = run_command("bash", f"run/{script}", **settings)
+    assert "Traceback" not in done.stdout + done.stderr
+    if begins:
+        assert done.returncode == 0, done.stdout + done.stderr
+        started = re.search(rf"^{begins}.*$", done.stdout, flags=re.MULTILINE).group()
+        assert begins != "torchrun" or "--nproc_per_node 2" in started
+    else:
+        assert done.returncode == 1 and "NUM_GPUS must be 0 to 2" in done.stdout + done.stderr
 
 
 def test_run_scripts_parse():

@@ -120,6 +120,12 @@ def check_files(args: argparse.Namespace):
         raise ValueError(f"--output {args.output} must be another file than the one that is read.")
 
 
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def resolve_device(name: str | None):
     """
     Returns the device of `--device`; without a name, cuda where there is one, else cpu.
@@ -129,7 +135,7 @@ def resolve_device(name: str | None):
     """
     import torch
 
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or default_device()
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

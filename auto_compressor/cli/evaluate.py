@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .common import check_installed
+from .common import check_installed, default_device
 
 
 NAME = "evaluate"
@@ -18,7 +18,7 @@ ARGUMENTS = {
     "--num_fewshot": "examples in front of each question",
     "--limit": "use only so many examples of each task",
     "--batch_size": "texts that are scored at once",
-    "--device": "cpu, cuda, ...",
+    "--device": "cpu, cuda, ... (default: cuda where there is one)",
     "--output_path": "also write the results to this folder",
 }
 
@@ -36,6 +36,16 @@ def harness_arguments(args: argparse.Namespace) -> list[str]:
     return sum(given, []) + args.further
 
 
+def device_arguments(args: argparse.Namespace) -> list[str]:
+    """The device of this machine, where none is given: lm-eval itself takes cuda, whether there is one or not."""
+    given = [*(args.model_args or []), *args.further]
+    named = args.device is not None or any(part.startswith("device=") for text in given for part in text.split(","))
+    # A file of settings may name one.
+    return (
+        [] if named or any(text.startswith(("--config", "-C")) for text in given) else ["--device", default_device()]
+    )
+
+
 def run(args: argparse.Namespace):
     check_installed("lm_eval", "lm-eval", "eval")
 
@@ -44,7 +54,7 @@ def run(args: argparse.Namespace):
     from ..evaluation import harness  # noqa: F401, registers hier_ae
 
     # The entry point of lm-eval reads the command line of the process.
-    own, sys.argv = sys.argv, ["lm-eval", "run", *harness_arguments(args)]
+    own, sys.argv = sys.argv, ["lm-eval", "run", *harness_arguments(args), *device_arguments(args)]
     try:
         cli_evaluate()
     finally:

@@ -12,6 +12,11 @@ HELP = "continue a prompt, of an AutoCompressor with the summary vectors of a te
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--prompt", required=True, help="text to continue; - reads standard input")
     parser.add_argument("--softprompt", help="file of `auto-compressor summarize`, made by the same model")
+    parser.add_argument(
+        "--segment-length",
+        type=int,
+        help="cut the prompt and compress all but its last segment (default: as an AutoCompressor was trained)",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the most likely tokens of this mass")
@@ -37,6 +42,17 @@ def generation_options(args: argparse.Namespace) -> dict:
     return options
 
 
+def segment_options(segment_length: int | None, model) -> dict:
+    """How the prompt is cut, where it is; a `ValueError` for models that make no summary vectors."""
+    makes_summaries = getattr(model.config, "max_vectors", 0) > 0
+    if segment_length is not None and not makes_summaries:
+        raise ValueError(f"--segment-length needs an AutoCompressor, --model is a {model.config.model_type}.")
+    if segment_length is not None and segment_length < 1:
+        raise ValueError(f"--segment-length must be 1 or more, got {segment_length}.")
+    length = segment_length or (model.config.segment_length if makes_summaries else None)
+    return {} if length is None else {"segment_lengths": length}
+
+
 def softprompt_options(path: str | None, model) -> dict:
     """What only an AutoCompressor takes."""
     from ..modeling_autocompressor import AutoCompressorMixin
@@ -58,7 +74,7 @@ def run(args: argparse.Namespace):
 
     from transformers import TextStreamer, set_seed
 
-    options |= softprompt_options(args.softprompt, model)
+    options |= softprompt_options(args.softprompt, model) | segment_options(args.segment_length, model)
     input_ids = token_ids(tokenizer, prompt, model.device)
     streamer = TextStreamer(tokenizer, skip_special_tokens=True)
     set_seed(args.seed)

@@ -14,11 +14,14 @@ HELP = "compare predictions without context, with its summary vectors, and with 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
-        "--segment-lengths", type=int, nargs="+", required=True, help="tokens per segment; the last one is predicted"
+        "--segment-lengths",
+        type=int,
+        nargs="+",
+        help="tokens per segment; the last one is predicted (default: four as the model was trained with)",
     )
     parser.add_argument("--text", default=str(BUNDLED_VALIDATION_TEXT), help="UTF-8 text (default: the held-out one)")
     parser.add_argument("--full-context-model", help="model that reads the whole context (default: --model)")
-    parser.add_argument("--max-sequences", type=int, help="use only the first sequences of the text")
+    parser.add_argument("--max-sequences", type=int, help="use only the first sequences of the text, 2 or more")
     parser.add_argument("--batch-size", type=int, default=16, help="2 or more")
     parser.add_argument("-o", "--output", type=Path, help="also write the table as CSV")
     add_budget_argument(parser)
@@ -32,6 +35,13 @@ def cut_sequences(input_ids, length: int, max_sequences: int | None, batch_size:
     if not batches:
         raise ValueError(f"The text must hold 2 sequences of {length} tokens, it has {input_ids.shape[1]} tokens.")
     return batches
+
+
+def default_segment_lengths(config) -> list[int]:
+    """Three segments of context and one that is predicted, as in training. A `ValueError` if they are not known."""
+    if config.segment_length is None:
+        raise ValueError("--segment-lengths must be given: the config of the model has no `segment_length`.")
+    return [config.segment_length] * 4
 
 
 def print_table(results):
@@ -66,16 +76,21 @@ def run(args: argparse.Namespace):
 
     if args.batch_size < 2:
         raise ValueError(f"--batch-size must be 2 or more, got {args.batch_size}.")
+    if args.max_sequences is not None and args.max_sequences < 2:
+        raise ValueError(
+            "--max-sequences must be 2 or more, the control exchanges the summary vectors of two texts, got"
+            f" {args.max_sequences}."
+        )
     text = read_text(args.text)
     model, tokenizer = load_model(args)
-    full = None
+    segment_lengths, full = args.segment_lengths or default_segment_lengths(model.config), None
     if args.full_context_model:
         full, _ = load_model(argparse.Namespace(**vars(args) | {"model": args.full_context_model}))
     input_ids = token_ids(tokenizer, text, model.device)
-    batches = cut_sequences(input_ids, sum(args.segment_lengths), args.max_sequences, args.batch_size)
+    batches = cut_sequences(input_ids, sum(segment_lengths), args.max_sequences, args.batch_size)
     with progress_bar() as progress:
         batches = progress.track(batches, description="Predicting")
-        results = compare_contexts(model, batches, args.segment_lengths, full, args.max_summary_length)
+        results = compare_contexts(model, batches, segment_lengths, full, args.max_summary_length)
     print_table(results)
     if args.output is not None:
         write_results(results, args.output)

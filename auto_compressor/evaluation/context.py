@@ -58,6 +58,7 @@ NO_CONTEXT, SUMMARY, OTHER_SUMMARY, FULL_CONTEXT = (
     "summary vectors of another text",
     "full context",
 )
+FULL_CONTEXT_ITSELF = "full context (this model)"
 
 
 @torch.no_grad()
@@ -78,7 +79,8 @@ def compare_contexts(
         model (`PreTrainedModel`): An AutoCompressor, in evaluation mode.
         batches (`Iterable[torch.LongTensor]`): Texts `(batch_size of 2 or more, length)`, on the model's device.
         segment_lengths (`list[int]`): Two or more segments that sum to `length`; the last one is predicted.
-        full_context_model (`PreTrainedModel`, *optional*): Reads the whole context in place of `model`.
+        full_context_model (`PreTrainedModel`, *optional*): Reads the whole context in place of `model`. A row of
+            `model` itself is named as such: a compressor was not trained to read so much at once.
         max_summary_length (`int`, *optional*): Most summary vectors per segment.
 
     Returns:
@@ -89,7 +91,8 @@ def compare_contexts(
     """
     if len(segment_lengths) < 2:
         raise ValueError(f"`segment_lengths` needs a context and a text, two or more segments, got {segment_lengths}.")
-    results = {name: ContextResult(name) for name in (NO_CONTEXT, SUMMARY, OTHER_SUMMARY, FULL_CONTEXT)}
+    full_context = FULL_CONTEXT_ITSELF if full_context_model is None else FULL_CONTEXT
+    results = {name: ContextResult(name) for name in (NO_CONTEXT, SUMMARY, OTHER_SUMMARY, full_context)}
     context_length, length = sum(segment_lengths[:-1]), segment_lengths[-1]
     for batch in batches:
         if batch.shape[0] < 2:
@@ -102,7 +105,7 @@ def compare_contexts(
             outputs = model(text, softprompt=softprompt, softprompt_attention_mask=mask, use_cache=False)
             results[name].add(outputs.logits[:, :-1], text[:, 1:], 0 if mask is None else int(mask.sum()))
         logits = (full_context_model or model)(batch, use_cache=False, logits_to_keep=length).logits[:, :-1]
-        results[FULL_CONTEXT].add(logits, text[:, 1:], context.numel())
+        results[full_context].add(logits, text[:, 1:], context.numel())
     if not results[NO_CONTEXT].tokens:
         raise ValueError("`batches` must hold at least one batch of texts.")
     return list(results.values())

@@ -143,7 +143,7 @@ def tokenize(
         options = {
             "num_proc": data_args.preprocessing_num_workers,
             "load_from_cache_file": not data_args.overwrite_cache,
-            "desc": "Tokenizing",
+            "desc": f"Tokenizing {source}, documents",
         }
     batch_args = {
         "tokenizer": tokenizer,

@@ -1,0 +1,120 @@
+"""What training says while it runs: one short line for a report, and a warning where nothing can be learned."""
+
+import logging as python_logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Messages of transformers about what is as it should be: control tokens whose rows are added after the config is made,
+# a head that is tied to the embeddings, and the summary vectors of a model that starts from a plain base.
+EXPECTED = (
+    "sum_token_id must be",
+    "eoc_token_id must be",
+    "missing keys in the checkpoint model loaded: ['lm_head.weight']",
+)
+NEW_MODULES = ("embed_summary", "stop_head")
+# Schedules that know no warm-up.
+UNWARMED = ("constant", "reduce_lr_on_plateau", "greedy")
+
+
+def short_line(state: TrainerState, logs: dict[str, Any], started: float, first_step: int) -> str:
+    """`step 10/100  loss 5.31  learning_rate 0.002  left 0:01:20`; of evaluations, the losses."""
+    losses = {name: value for name, value in logs.items() if name.startswith("eval_") and name.endswith("_loss")}
+    shown = losses or {name: logs[name] for name in ("loss", "train_loss", "learning_rate") if name in logs}
+    parts = [f"step {state.global_step}/{state.max_steps}"]
+    parts += [f"{name} {value:.4g}" for name, value in shown.items()]
+    done = state.global_step - first_step
+    if "loss" in logs and done > 0:
+        seconds = (time.monotonic() - started) / done * (state.max_steps - state.global_step)
+        parts.append(f"left {int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}")
+    return "  ".join(parts)
+
+
+class ShortLines(ProgressCallback):
+    """The bar of transformers, with one short line in place of all metrics, which the state and the trackers keep."""
+
+    def __init__(self, bars: bool):
+        super().__init__()
+        self.bars, self.started, self.first_step = bars, 0.0, 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control, **kwargs):
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if self.bars:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control, **kwargs):
+        if self.bars:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control, **kwargs):
+        if self.bars:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control, **kwargs):
+        if self.bars:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or state.max_steps == 0:
+            return
+        line = short_line(state, logs, self.started, self.first_step)
+        print(line, flush=True) if self.training_bar is None else self.training_bar.write(line)
+
+
+class WarmUpCheck(TrainerCallback):
+    """Warns where the learning rate still rises when the run is over."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control, **kwargs):
+        warm_up, schedule = args.get_warmup_steps(state.max_steps), getattr(args.lr_scheduler_type, "value", "")
+        if state.is_world_process_zero and schedule not in UNWARMED and 0 < state.max_steps <= warm_up:
+            logger.warning(
+                "--warmup_steps %d is as long as the run, %d steps, or longer: the learning rate never gets to %g.",
+                warm_up,
+                state.max_steps,
+                args.learning_rate,
+            )
+
+
+def add_reports(trainer: Trainer):
+    """Gives a trainer these callbacks in place of those that print everything."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ShortLines(bars=not trainer.args.disable_tqdm))
+    trainer.add_callback(WarmUpCheck())
+
+
+def is_news(record: python_logging.LogRecord) -> bool:
+    """Whether a message of transformers is about anything that is not expected."""
+    text = record.getMessage()
+    if any(part in text for part in EXPECTED):
+        return False
+    # A report of loading is a table with one row for each key.
+    rows = [
+        line for line in text.splitlines() if "| MISSING" in line or "| UNEXPECTED" in line or "| MISMATCH" in line
+    ]
+    return "LOAD REPORT" not in text or not all(
+        "MISSING" in row and row.strip().startswith(NEW_MODULES) for row in rows
+    )
+
+
+@contextmanager
+def expected_messages_are_silent() -> Iterator[None]:
+    """Within it, transformers does not say what is as it should be."""
+    handlers = [*python_logging.getLogger("transformers").handlers, *python_logging.getLogger().handlers]
+    for handler in handlers:
+        handler.addFilter(is_news)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_news)
+
+
+__all__ = ["add_reports", "expected_messages_are_silent"]

