@@ -130,4 +130,4 @@ def untie(model: PreTrainedModel):
     model.config.tie_word_embeddings = False
 
 
-__all__ = ["check_untied", "load_adapted_base", "load_merged", "save_adapters"]
+__all__ = ["check_untied", "is_adapted_base", "is_adapter", "load_adapted_base", "load_merged", "save_adapters"]

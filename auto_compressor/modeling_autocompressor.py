@@ -33,7 +33,7 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from . import adapters
+from .adapters import is_adapted_base, is_adapter, load_adapted_base, load_merged
 from .autocompressor_outputs import AutoCompressorOutput, SegmentSummary
 from .cache_names import as_cache, takes_cache
 from .configuration_autocompressor import (
@@ -96,8 +96,8 @@ def load_with_adapters(model_class: type, folder: str, output_loading_info: bool
     """`from_pretrained` of a folder of adapters, or of what lies beside them as their base."""
     for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
         kwargs.pop(name, None)
-    merged = adapters.is_adapter(folder)
-    model = (adapters.load_merged if merged else adapters.load_adapted_base)(model_class, folder, **kwargs)
+    merged = is_adapter(folder)
+    model = (load_merged if merged else load_adapted_base)(model_class, folder, **kwargs)
     nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
     return (model, nothing) if output_loading_info else model
 
@@ -150,7 +150,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)`, and load the new folder."
             )
         folder = str(pretrained_model_name_or_path)
-        if adapters.is_adapter(folder) or adapters.is_adapted_base(folder):
+        if is_adapter(folder) or is_adapted_base(folder):
             return load_with_adapters(cls, folder, **kwargs)
         kwargs.setdefault("trust_remote_code", False)
         try:
