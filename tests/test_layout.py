@@ -37,8 +37,8 @@ def rank(module: str) -> int:
         return {"cli": PROGRAM, "training": TRAINING}.get(parts[1], PACKAGE_FACE)
     if parts[1:] == ["train"]:
         return SCRIPT
-    if parts[1:] in (["cache_names"], ["loading"], ["whole_files"]):
-        return GROUND  # what is outside: the installed transformers, folders and files
+    if parts[1:] in (["cache_names"], ["loading"], ["whole_files"], ["byte_rows"]):
+        return GROUND  # what is outside: the installed transformers, folders and files, rows of text
     if len(parts) == 1 or parts[1] in FACE:
         return PACKAGE_FACE
     kind = parts[1].split("_")[0]

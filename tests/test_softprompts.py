@@ -6,12 +6,14 @@ import os
 import random
 import struct
 
+import bitsandbytes
 import pytest
 import torch
 from damage_testing import flipped, outcomes, resized
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchao import quantization
 
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
 from auto_compressor.coded_file import weights_hash
@@ -128,7 +130,6 @@ def test_identity_of_quantised_weights(identity):
 
 
 def test_a_quantised_base(tmp_path):
-    quantization = pytest.importorskip("torchao.quantization")
     model = tiny_model()
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     before = model_fingerprint(model)
@@ -141,7 +142,6 @@ def test_a_quantised_base(tmp_path):
 
 def test_4_bits_keep_their_identity():
     """Whatever order bitsandbytes keeps them in."""
-    bitsandbytes = pytest.importorskip("bitsandbytes")
     pack = bitsandbytes.functional._convert_weight_packed_for_cpu
     torch.manual_seed(0)
     layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False)
