@@ -67,26 +67,24 @@ class TakesCacheMixin:
 
 
 class CacheOutput(ModelOutput):
-    """An output with a field `cache`, which answers to the old name too. From 5.24 on, every `ModelOutput` does."""
+    """An output with a field `cache`, which answers to the old name too: from 5.24 on without the warning."""
 
-    if INSTALLED_NAME == OLD_NAME:
+    @property
+    def past_key_values(self):
+        return self.cache
 
-        @property
-        def past_key_values(self):
-            return self.cache
+    @past_key_values.setter
+    def past_key_values(self, cache):
+        self.cache = cache
 
-        @past_key_values.setter
-        def past_key_values(self, cache):
-            self.cache = cache
+    def __getitem__(self, key):
+        return super().__getitem__(NAME if key == OLD_NAME else key)
 
-        def __getitem__(self, key):
-            return super().__getitem__(NAME if key == OLD_NAME else key)
+    def __contains__(self, key) -> bool:
+        return super().__contains__(NAME if key == OLD_NAME else key)
 
-        def __contains__(self, key) -> bool:
-            return super().__contains__(NAME if key == OLD_NAME else key)
-
-        def get(self, key, default=None):
-            return super().get(NAME if key == OLD_NAME else key, default)
+    def get(self, key, default=None):
+        return super().get(NAME if key == OLD_NAME else key, default)
 
 
 __all__ = ["CacheOutput", "TakesCacheMixin", "as_cache", "cache_in", "cache_of", "renamed", "takes_cache"]
