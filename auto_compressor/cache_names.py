@@ -73,9 +73,8 @@ class CacheOutput(ModelOutput):
     def past_key_values(self):
         return self.cache
 
-    @past_key_values.setter
-    def past_key_values(self, cache):
-        self.cache = cache
+    def __setattr__(self, name, value):
+        super().__setattr__(NAME if name == OLD_NAME else name, value)
 
     def __getitem__(self, key):
         return super().__getitem__(NAME if key == OLD_NAME else key)
