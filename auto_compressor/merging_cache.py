@@ -191,7 +191,14 @@ class MergingCache(Cache):
 
     Args:
         config (`PreTrainedConfig`): That of the base model.
+
+    Attributes:
+        input_ids (`torch.Tensor` of shape `(batch_size, seen_length or more)`, *optional*):
+            The tokens that were read, and perhaps more that were cropped; `None` if not known. By them `generate`
+            tells a whole prompt from new tokens alone.
     """
+
+    input_ids: torch.Tensor | None = None
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(layers=[MergingLayer() for _ in range(config.num_hidden_layers)])
@@ -199,7 +206,7 @@ class MergingCache(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors that the cache holds."""
+        """Bytes of all that the layers hold."""
         return sum(layer.num_bytes for layer in self.layers)
 
     @property
@@ -218,6 +225,44 @@ class MergingCache(Cache):
         copied = copy.copy(self)
         copied.layers = copy.deepcopy(self.layers, memo)
         return copied
+
+    def remember(self, input_ids: torch.Tensor | None):
+        """Takes down the ids `(batch_size, length)` of tokens that are read now, before their keys are written."""
+        seen, held = self.get_seq_length(), self.input_ids
+        if seen > 0 and (held is None or input_ids is None or len(input_ids) % len(held) != 0):
+            input_ids = None
+        elif seen > 0:
+            repeated = held[:, :seen].repeat_interleave(len(input_ids) // len(held), dim=0)
+            input_ids = torch.cat([repeated, input_ids.to(held.device)], dim=1)
+        self.input_ids = input_ids
+
+    def is_beginning_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
+        """Whether `(batch_size, length)` ids, or those that the mask shows, begin with the text, where it is known."""
+        if self.input_ids is None or len(input_ids) % len(self.input_ids) != 0:
+            return True
+        held = self.input_ids[:, : self.get_seq_length()]
+        held = held.repeat_interleave(len(input_ids) // len(held), dim=0).to(input_ids.device)
+        given, hidden = input_ids[:, : held.shape[1]], attention_mask[:, : held.shape[1]] == 0
+        return bool(((given == held) | hidden).all())
+
+    def reset(self):
+        super().reset()
+        self.input_ids = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor):
+        super().reorder_cache(beam_idx)
+        self._select_ids(lambda ids: ids.index_select(0, beam_idx.to(ids.device)))
+
+    def batch_repeat_interleave(self, repeats: int):
+        super().batch_repeat_interleave(repeats)
+        self._select_ids(lambda ids: ids.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor):
+        super().batch_select_indices(indices)
+        self._select_ids(lambda ids: ids[indices.to(ids.device)])
+
+    def _select_ids(self, select: Callable[[torch.Tensor], torch.Tensor]):
+        self.input_ids = None if self.input_ids is None else select(self.input_ids)
 
     def observe(self, num_queries: int):
         """Keeps the last queries of every forward pass from now on, or none (0)."""
@@ -317,34 +362,49 @@ def check_assistance(model: PreTrainedModel, args: tuple, kwargs: dict):
         )
 
 
-def check_prompt(cache: MergingCache, length: int, mask_length: int):
+def remember_text(module: nn.Module, args: tuple, kwargs: dict):
+    """Forward pre-hook of a model without its head: the cache takes down what is read."""
+    cache = cache_in(kwargs)
+    if isinstance(cache, MergingCache):
+        cache.remember(args[0] if args else kwargs.get("input_ids"))
+
+
+def check_prompt(cache: MergingCache, prompt: torch.Tensor | None, attention_mask: torch.Tensor | None):
     """
     Raises a `ValueError` unless it is clear what `generate` shall read after a cache that holds tokens.
 
     Args:
         cache ([`MergingCache`]): The cache.
-        length (`int`): Tokens that are given.
-        mask_length (`int`): Tokens that the attention mask covers.
+        prompt (`torch.Tensor` of shape `(batch_size, length)` or `(batch_size, length, embedding_dim)`, *optional*):
+            The ids or embeddings that are given; one token if there are none.
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)` or `(batch_size, seen_length + length)`,
+            *optional*): With the latter, the prompt is new tokens alone.
     """
-    seen = cache.get_seq_length()
-    if length > seen if mask_length == length else mask_length == seen + length:
+    seen, length = cache.get_seq_length(), 1 if prompt is None else prompt.shape[1]
+    mask_length = length if attention_mask is None else attention_mask.shape[1]
+    if mask_length == seen + length:
+        return
+    if mask_length == length > seen and (prompt.ndim > 2 or begins_with(cache, prompt, attention_mask)):
         return
     raise ValueError(
         f"`input_ids` have {length} tokens and `attention_mask` covers {mask_length}; the cache has read {seen}. Pass"
-        f" either the new tokens alone, with an `attention_mask` of {seen} + their number; or the whole prompt, with"
-        " at least one token more than the cache has read: compress `input_ids[:, :-1]` to generate after `input_ids`."
+        f" either the new tokens alone, with an `attention_mask` of {seen} + their number; or the whole prompt, which"
+        " begins with what the cache has read and has at least one token more: compress `input_ids[:, :-1]` to"
+        " generate after `input_ids`."
     )
+
+
+def begins_with(cache: MergingCache, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
+    return cache.is_beginning_of(ids, torch.ones_like(ids) if attention_mask is None else attention_mask)
 
 
 def checked_generate(generate: Callable, inputs: torch.Tensor | None = None, *args, **kwargs):
     """`generate` of a base model, which would silently cut or repeat what does not fit to a [`MergingCache`]."""
-    cache, mask = cache_in(kwargs), kwargs.get("attention_mask")
-    prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-    given = next((prompt for prompt in prompts if prompt is not None), None)
+    cache = cache_in(kwargs)
     if isinstance(cache, MergingCache) and cache.get_seq_length() > 0:
-        length = 1 if given is None else given.shape[1]
-        covered = length if mask is None else mask.shape[1]
-        check_prompt(cache, length, covered)
+        prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        prompt = next((prompt for prompt in prompts if prompt is not None), None)
+        check_prompt(cache, prompt, kwargs.get("attention_mask"))
         check_assistance(generate.__self__, args, kwargs)
     return generate(inputs, *args, **renamed(kwargs))
 
@@ -390,6 +450,7 @@ def merging_attention(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     with ExitStack() as undo:
         undo.callback(model.set_attn_implementation, before)
         model.set_attn_implementation(MERGING_ATTENTION[before])
+        undo.callback(model.get_decoder().register_forward_pre_hook(remember_text, with_kwargs=True).remove)
         for module in model.modules():
             if hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
                 undo.callback(module.register_forward_pre_hook(pass_slots, with_kwargs=True).remove)

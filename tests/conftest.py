@@ -2,12 +2,16 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What commands start with: tests/commands/sitecustomize.py.
+COMMANDS = str(Path(__file__).with_name("commands"))
+os.environ["PYTHONPATH"] = os.pathsep.join([COMMANDS, *filter(None, [os.environ.get("PYTHONPATH")])])
 pytest.register_assert_rewrite("modeling_testing", "train_testing")
 
 import torch  # noqa: E402

@@ -951,6 +951,33 @@ def test_a_question_after_another():
     assert torch.equal(answers[0], answers[1]) and torch.equal(answers[2], again[:, 60:])
 
 
+@pytest.mark.parametrize("num_rows, num_beams", [(1, 1), (2, 2)])
+def test_a_question_alone_that_is_longer_than_the_text(num_rows, num_beams):
+    """Without a mask over all, it would be taken for the whole text and be cut: the ids that were read tell."""
+    base, text = tiny_base("llama"), random_ids(1, 20)
+    compressor = tiny_compressor(base)
+    options = {"do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3, "pad_token_id": 0, "num_beams": num_beams}
+    question = random_ids(num_rows, 30, seed=1)
+    whole = torch.cat([text.expand(num_rows, -1), question], dim=1)
+    with compressor.attach(base):
+        cache = compressor.compress(base, text)
+        for mask in (None, torch.ones_like(question)):
+            with pytest.raises(ValueError, match="the whole prompt, which begins with what the cache has read"):
+                base.generate(question, attention_mask=mask, **as_cache(cache.fork()), **options)
+        expected = base.generate(whole, **as_cache(cache.fork()), **options)
+        alone = base.generate(question, attention_mask=torch.ones_like(whole), **as_cache(cache.fork()), **options)
+        assert torch.equal(alone, expected[:, 20:])
+        # What was generated was read as well.
+        fork = cache.fork()
+        first = base.generate(whole, **as_cache(fork), **options)
+        second = torch.cat([first, random_ids(num_rows, 4, seed=2)], dim=1)
+        if num_beams == 1:
+            assert torch.equal(fork.input_ids, first[:, :-1])
+            assert base.generate(second, **as_cache(fork), **options).shape == (num_rows, 60)
+            with pytest.raises(ValueError, match="begins with what the cache has read"):
+                base.generate(second.roll(1, dims=1), **as_cache(fork), **options)
+
+
 @pytest.mark.parametrize("segment_length", [None, 50])
 def test_more_tokens_than_positions(segment_length, monkeypatch):
     """Rotated positions go on, with a warning; learned ones end. Padding has none."""

@@ -280,12 +280,13 @@ def test_train_evaluate_and_reload(family, options, main):
     assert [sum(logs["eval_validation_entropy_histogram"]) for logs in evaluated] == [128, 128]
 
 
-def test_bits_per_byte_of_the_report(main):
+def test_bits_per_byte_of_the_report(main, tmp_path):
     """They are those of the saved model, in windows or carried, whichever way it was trained."""
     text = BUNDLED_VALIDATION_TEXT.read_bytes()[:320]
     for options, carried in ((["--no_window_end_target"], False), (DOCUMENTS, True)):
         arguments = [*TINY["adaptive_byte"], *options, "--do_train", "--do_eval", "--max_steps", 1]
-        folder = main(*arguments, "--max_eval_samples", 10, "--per_device_eval_batch_size", 3)
+        arguments += ["--max_eval_samples", 10, "--per_device_eval_batch_size", 3]
+        folder = main(*arguments, output_dir=tmp_path / f"carried_{carried}")
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         found = byte_lm.measure_byte_lm(model, text, 32, 3, carry_state=carried)
         reported = metrics_of(folder)
@@ -439,7 +440,7 @@ def test_training_goes_on_from_a_model(family, main, tmp_path):
     config = AutoModelForCausalLM.from_pretrained(second).config
     assert config.hidden_size == 8 and config.carry_state
     with pytest.raises(SystemExit, match="cannot be loaded"):
-        main(*arguments, "--hidden_size", 16, "--do_train", "--max_steps", 1)
+        main(*arguments, "--hidden_size", 16, "--do_train", "--max_steps", 1, output_dir=tmp_path / "wider")
 
 
 @pytest.mark.parametrize(

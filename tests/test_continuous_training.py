@@ -295,7 +295,7 @@ def test_streaming(main, tmp_path):
     again = main(*arguments, "--max_train_samples", 64, output_dir=tmp_path / "again")
     assert len(losses_in(folder)) == 3 and losses_in(again) == losses_in(folder)
     with pytest.raises(SystemExit, match="max_steps has to be specified"):
-        main(*arguments[:-2])
+        main(*arguments[:-2], output_dir=tmp_path / "endless")
 
 
 def test_bf16(main):
