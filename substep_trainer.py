@@ -1,8 +1,8 @@
-"""Training by truncated back-propagation: another name of `auto_compressor.training.substep_trainer`."""
+"""Training by truncated back-propagation: another name of `auto_compressor.autocompressor.trainer`."""
 
 import sys
 
-from auto_compressor.training import substep_trainer
+from auto_compressor.autocompressor import trainer as substep_trainer
 
 
 sys.modules[__name__] = substep_trainer

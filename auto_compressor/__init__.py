@@ -9,16 +9,17 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from .import_hook import AfterTransformers
+from .moved_modules import MovedModules
 
 
 # module of this package -> its public names
 PUBLIC_NAMES = {
-    "adaptive_outputs": ["ByteLMOutput"],
-    "autocompressor_outputs": ["AutoCompressorOutput", "SegmentSummary"],
-    "cache_policies": ["POLICIES"],
-    "configuration_activation_compressor": ["ActivationCompressorConfig"],
-    "configuration_adaptive_byte": ["AdaptiveByteConfig"],
-    "configuration_autocompressor": [
+    "byte_lm.outputs": ["ByteLMOutput"],
+    "autocompressor.outputs": ["AutoCompressorOutput", "SegmentSummary"],
+    "activation_compressor.cache_policies": ["POLICIES"],
+    "activation_compressor.configuration_activation_compressor": ["ActivationCompressorConfig"],
+    "byte_lm.configuration_adaptive_byte": ["AdaptiveByteConfig"],
+    "autocompressor.configuration_autocompressor": [
         "AutoCompressorConfigMixin",
         "GemmaAutoCompressorConfig",
         "LlamaAutoCompressorConfig",
@@ -27,23 +28,27 @@ PUBLIC_NAMES = {
         "Qwen2AutoCompressorConfig",
         "Qwen3AutoCompressorConfig",
     ],
-    "configuration_continuous_text_autoencoder": ["ContinuousTextAutoencoderConfig"],
-    "configuration_gru_byte": ["GRUByteConfig"],
-    "configuration_hierarchical_autoencoder": [
+    "continuous_text_autoencoder.configuration_continuous_text_autoencoder": ["ContinuousTextAutoencoderConfig"],
+    "byte_lm.configuration_gru_byte": ["GRUByteConfig"],
+    "hierarchical_autoencoder.configuration_hierarchical_autoencoder": [
         "CodeSequenceConfig",
         "HierarchicalAutoencoderConfig",
         "HierarchicalLevelConfig",
     ],
-    "continuous_outputs": ["ContinuousDecoderOutput", "ContinuousEncoderOutput", "ContinuousTextAutoencoderOutput"],
-    "hierarchical_outputs": [
+    "continuous_text_autoencoder.outputs": [
+        "ContinuousDecoderOutput",
+        "ContinuousEncoderOutput",
+        "ContinuousTextAutoencoderOutput",
+    ],
+    "hierarchical_autoencoder.outputs": [
         "HierarchicalAutoencoderOutput",
         "HierarchicalDecoderOutput",
         "HierarchicalEncoderOutput",
     ],
-    "merging_cache": ["MergingCache", "merging_attention"],
-    "modeling_activation_compressor": ["ActivationCompressor", "ActivationCompressorOutput"],
-    "modeling_adaptive_byte": ["AdaptiveByteForCausalLM"],
-    "modeling_autocompressor": [
+    "activation_compressor.merging_cache": ["MergingCache", "merging_attention"],
+    "activation_compressor.modeling_activation_compressor": ["ActivationCompressor", "ActivationCompressorOutput"],
+    "byte_lm.modeling_adaptive_byte": ["AdaptiveByteForCausalLM"],
+    "autocompressor.modeling_autocompressor": [
         "AutoCompressorMixin",
         "AutoCompressorModel",
         "GemmaAutoCompressorModel",
@@ -53,9 +58,9 @@ PUBLIC_NAMES = {
         "Qwen2AutoCompressorModel",
         "Qwen3AutoCompressorModel",
     ],
-    "modeling_continuous_text_autoencoder": ["ContinuousTextAutoencoder"],
-    "modeling_gru_byte": ["GRUByteForCausalLM"],
-    "modeling_hierarchical_autoencoder": [
+    "continuous_text_autoencoder.modeling_continuous_text_autoencoder": ["ContinuousTextAutoencoder"],
+    "byte_lm.modeling_gru_byte": ["GRUByteForCausalLM"],
+    "hierarchical_autoencoder.modeling_hierarchical_autoencoder": [
         "ByteSegmentCompressor",
         "CodeExpander",
         "CodeSequenceTransformer",
@@ -64,8 +69,8 @@ PUBLIC_NAMES = {
         "SlidingWindowAttention",
         "VectorQuantizer",
     ],
-    "recurrent_cache": ["RecurrentCache"],
-    "softprompt_cache": ["SoftpromptCache"],
+    "byte_lm.recurrent_cache": ["RecurrentCache"],
+    "autocompressor.softprompt_cache": ["SoftpromptCache"],
     "tokenization_bytes": ["ByteTokenizer"],
 }
 
@@ -91,6 +96,8 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+    sys.meta_path.insert(0, MovedModules(__name__))
 if "transformers" in sys.modules:
     import_module(f"{__name__}.registration")
 elif not any(isinstance(finder, AfterTransformers) for finder in sys.meta_path):

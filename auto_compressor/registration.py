@@ -2,9 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from .configuration_activation_compressor import ActivationCompressorConfig
-from .configuration_adaptive_byte import AdaptiveByteConfig
-from .configuration_autocompressor import (
+from .activation_compressor.configuration_activation_compressor import ActivationCompressorConfig
+from .activation_compressor.modeling_activation_compressor import ActivationCompressor
+from .autocompressor.configuration_autocompressor import (
     GemmaAutoCompressorConfig,
     LlamaAutoCompressorConfig,
     MistralAutoCompressorConfig,
@@ -12,12 +12,7 @@ from .configuration_autocompressor import (
     Qwen2AutoCompressorConfig,
     Qwen3AutoCompressorConfig,
 )
-from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
-from .configuration_gru_byte import GRUByteConfig
-from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
-from .modeling_activation_compressor import ActivationCompressor
-from .modeling_adaptive_byte import AdaptiveByteForCausalLM
-from .modeling_autocompressor import (
+from .autocompressor.modeling_autocompressor import (
     GemmaAutoCompressorModel,
     LlamaAutoCompressorModel,
     MistralAutoCompressorModel,
@@ -25,9 +20,14 @@ from .modeling_autocompressor import (
     Qwen2AutoCompressorModel,
     Qwen3AutoCompressorModel,
 )
-from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
-from .modeling_gru_byte import GRUByteForCausalLM
-from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder
+from .byte_lm.configuration_adaptive_byte import AdaptiveByteConfig
+from .byte_lm.configuration_gru_byte import GRUByteConfig
+from .byte_lm.modeling_adaptive_byte import AdaptiveByteForCausalLM
+from .byte_lm.modeling_gru_byte import GRUByteForCausalLM
+from .continuous_text_autoencoder.configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
+from .continuous_text_autoencoder.modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
+from .hierarchical_autoencoder.configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
+from .hierarchical_autoencoder.modeling_hierarchical_autoencoder import HierarchicalAutoencoder
 from .tokenization_bytes import ByteTokenizer
 
 

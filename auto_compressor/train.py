@@ -55,26 +55,23 @@ from . import (
     GRUByteConfig,
     HierarchicalAutoencoder,
     HierarchicalAutoencoderConfig,
-    adapters,
-    loading,
 )
-from .activation_trainer import ActivationTrainer, CompressorWithBase
-from .adapters import check_untied, save_adapters
-from .adaptive_trainer import ByteLMTrainer
-from .bases import (
-    autocompressor_class,
-    load_autocompressor,
-    load_base_config,
-    load_base_model,
-    resolve_base,
-)
-from .bundled import BUNDLED_TOKENIZER
-from .configuration_autocompressor import AutoCompressorConfigMixin
-from .continuous_trainer import ContinuousTrainer
-from .control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
-from .hierarchical_trainer import HierarchicalTrainer
-from .loading import load, reading
-from .modeling_continuous_text_autoencoder import check_tokenizer as check_vocabulary
+from .activation_compressor.trainer import ActivationTrainer, CompressorWithBase
+from .autocompressor import adapters
+from .autocompressor.adapters import check_untied, save_adapters
+from .autocompressor.bases import autocompressor_class, load_autocompressor
+from .autocompressor.configuration_autocompressor import AutoCompressorConfigMixin
+from .autocompressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
+from .autocompressor.trainer import SubstepTrainer
+from .byte_lm.trainer import ByteLMTrainer
+from .continuous_text_autoencoder.modeling_continuous_text_autoencoder import check_tokenizer as check_vocabulary
+from .continuous_text_autoencoder.trainer import ContinuousTrainer
+from .files import loading
+from .files.bases import load_base_config, load_base_model, resolve_base
+from .files.bundled import BUNDLED_TOKENIZER
+from .files.loading import load, reading
+from .files.whole_files import whole_file
+from .hierarchical_autoencoder.trainer import HierarchicalTrainer
 from .training.arguments import (
     ActivationArguments,
     ActivationTrainingArguments,
@@ -88,17 +85,9 @@ from .training.arguments import (
     OptimArguments,
     TrainingArguments,
 )
+from .training.checkpoints import check_settings, find_checkpoint, settings_of, write_settings
 from .training.data import DataCollator, cut_documents, load_datasets, with_wikitext
-from .training.reporting import add_reports, expected_messages_are_silent
-from .training.resuming import (
-    check_settings,
-    find_checkpoint,
-    last_whole_checkpoint,  # noqa: F401, a name of this module
-    settings_of,
-    write_settings,
-)
-from .training.substep_trainer import SubstepTrainer
-from .whole_files import whole_file
+from .training.report import add_reports, expected_messages_are_silent
 
 
 logger = logging.get_logger(__name__)

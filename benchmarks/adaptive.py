@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from auto_compressor import AdaptiveByteConfig, GRUByteConfig
-from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
-from auto_compressor.evaluation.byte_lm import measure_byte_lm
-from auto_compressor.patching import cumulative_borders
+from auto_compressor.byte_lm.metrics import measure_byte_lm
+from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.hierarchical_autoencoder.patching import cumulative_borders
 from measuring import in_turn, print_table, write_rows
 
 

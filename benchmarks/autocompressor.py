@@ -22,8 +22,8 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
+from auto_compressor.autocompressor.segments import append_sum_tokens
 from auto_compressor.cache_names import cache_of
-from auto_compressor.segments import append_sum_tokens
 
 
 SIZES = {

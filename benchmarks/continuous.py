@@ -25,8 +25,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from auto_compressor import ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
-from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_VALIDATION_TEXT
-from auto_compressor.evaluation.continuous import NOISE_LEVELS, measure_continuous
+from auto_compressor.continuous_text_autoencoder.metrics import NOISE_LEVELS, measure_continuous
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_VALIDATION_TEXT
 from measuring import in_turn, print_table, write_rows
 
 

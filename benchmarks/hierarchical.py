@@ -28,8 +28,8 @@ from rich.table import Table
 from transformers.utils import logging
 
 from auto_compressor import HierarchicalAutoencoder
-from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
-from auto_compressor.evaluation.reconstruction import measure_reconstruction
+from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.hierarchical_autoencoder.metrics import measure_reconstruction
 
 
 matplotlib.use("Agg")

@@ -35,7 +35,7 @@ from transformers import AutoTokenizer, get_cosine_schedule_with_warmup
 from transformers.utils import logging
 
 from auto_compressor import ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
-from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT
 from measuring import write_rows
 
 

@@ -25,9 +25,9 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers import AutoTokenizer, LlamaConfig
 
-from auto_compressor.bases import load_autocompressor
-from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.evaluation.recall import RecallTask, measure_recall, recall_dataset
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 ROOT = Path(__file__).parents[1]

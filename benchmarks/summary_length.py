@@ -27,10 +27,10 @@ from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from auto_compressor.bases import load_autocompressor
-from auto_compressor.bundled import BUNDLED_VALIDATION_TEXT
-from auto_compressor.cli.perplexity import cut_sequences
-from auto_compressor.evaluation.context import ContextResult, compare_contexts
+from auto_compressor.autocompressor.bases import load_autocompressor
+from auto_compressor.autocompressor.commands.perplexity import cut_sequences
+from auto_compressor.autocompressor.context import ContextResult, compare_contexts
+from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
 
 
 matplotlib.use("Agg")

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from auto_compressor import ActivationCompressor
+from auto_compressor.activation_compressor.cache_policies import EMPTY, LayerState, protected_tokens
 from auto_compressor.cache_names import as_cache
-from auto_compressor.cache_policies import EMPTY, LayerState, protected_tokens
 
 
 GROUPED = {

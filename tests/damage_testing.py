@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 
-from auto_compressor.coded_file import PREFIX, write_parts
+from auto_compressor.files.coded_file import PREFIX, write_parts
 
 
 NUMBERS = [-1, 0, 1, 2, 3, 255, 2**16, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1, 10**30]

@@ -23,24 +23,18 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, normal
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModel
 
-from auto_compressor import (
-    POLICIES,
-    ActivationCompressor,
-    ActivationCompressorConfig,
-    MergingCache,
-    merging_attention,
-    modeling_activation_compressor,
-)
-from auto_compressor.activation_losses import contrastive_loss
-from auto_compressor.cache_names import as_cache
-from auto_compressor.cache_policies import EMPTY, importance
-from auto_compressor.modeling_activation_compressor import (
+from auto_compressor import POLICIES, ActivationCompressor, ActivationCompressorConfig, MergingCache, merging_attention
+from auto_compressor.activation_compressor import modeling_activation_compressor
+from auto_compressor.activation_compressor.cache_policies import EMPTY, importance
+from auto_compressor.activation_compressor.losses import contrastive_loss
+from auto_compressor.activation_compressor.modeling_activation_compressor import (
     LEAST_ATTENTION,
     THRESHOLD_TEMPERATURE,
     follow_threshold,
     frozen,
     unit_rms,
 )
+from auto_compressor.cache_names import as_cache
 
 
 BUDGET = torch.tensor([12, 11])

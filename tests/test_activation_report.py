@@ -17,11 +17,16 @@ from sklearn.metrics import silhouette_score
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ActivationCompressor
-from auto_compressor.bundled import BUNDLED_TOKENIZER
-from auto_compressor.cache_names import as_cache
-from auto_compressor.cache_policies import POLICIES
-from auto_compressor.cli.main import main
-from auto_compressor.evaluation.activation import (
+from auto_compressor.activation_compressor.cache_policies import POLICIES
+from auto_compressor.activation_compressor.figures import (
+    cluster_silhouettes,
+    draw_attention,
+    draw_clusters,
+    draw_quality,
+    png_bytes,
+)
+from auto_compressor.activation_compressor.merging_cache import merging_attention
+from auto_compressor.activation_compressor.metrics import (
     FULL_CACHE,
     NO_CONTEXT,
     ONE_SHOT,
@@ -40,15 +45,10 @@ from auto_compressor.evaluation.activation import (
     count_members,
     read_full,
 )
-from auto_compressor.evaluation.activation_figures import (
-    cluster_silhouettes,
-    draw_attention,
-    draw_clusters,
-    draw_quality,
-    png_bytes,
-)
-from auto_compressor.evaluation.activation_page import report_page
-from auto_compressor.merging_cache import merging_attention
+from auto_compressor.activation_compressor.page import report_page
+from auto_compressor.cache_names import as_cache
+from auto_compressor.cli.main import main
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 CONTEXT, CONTINUATION, SEGMENT = 60, 12, 20
@@ -496,7 +496,7 @@ def test_the_page_escapes_all_text():
 
 
 def test_recall_that_does_not_fit_is_refused_before_the_work(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("auto_compressor.evaluation.activation.compare_policies", pytest.fail)
+    monkeypatch.setattr("auto_compressor.activation_compressor.metrics.compare_policies", pytest.fail)
     arguments = ["--model", folder, "-o", tmp_path / "report", *SIZES, "--ratios", "2", "--recall", "4"]
     assert "got 262" in failure(capsys, *arguments, "--context-length", "230")
     assert "must hold facts of" in failure(capsys, *arguments, "--context-length", "30")

@@ -23,11 +23,11 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, HfArgum
 import train
 from args import ActivationArguments
 from auto_compressor import ActivationCompressor, ActivationCompressorConfig
-from auto_compressor.activation_trainer import CompressorWithBase
-from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.activation_compressor.metrics import activation_metrics, continuation_statistics
+from auto_compressor.activation_compressor.trainer import CompressorWithBase
+from auto_compressor.autocompressor.losses import shift_labels_left
 from auto_compressor.cache_names import as_cache
-from auto_compressor.evaluation.activation import activation_metrics, continuation_statistics
-from auto_compressor.losses import shift_labels_left
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from data import load_datasets
 
 

@@ -32,9 +32,9 @@ from auto_compressor import (
     GRUByteConfig,
     GRUByteForCausalLM,
 )
-from auto_compressor.gru_block import GRUBlock
-from auto_compressor.modeling_adaptive_byte import clamped_entropy, logger
-from auto_compressor.patching import gather_patches
+from auto_compressor.byte_lm.gru_block import GRUBlock
+from auto_compressor.byte_lm.modeling_adaptive_byte import clamped_entropy, logger
+from auto_compressor.byte_lm.patching import gather_patches
 
 
 # Under these a random model has borders on every level, at different places in every row.

@@ -10,19 +10,18 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from auto_compressor import AdaptiveByteConfig, AdaptiveByteForCausalLM, GRUByteConfig, GRUByteForCausalLM
-from auto_compressor.byte_rows import following_units, next_token_targets
-from auto_compressor.convert import own_name
-from auto_compressor.modeling_adaptive_byte import (
+from auto_compressor.byte_lm.byte_rows import following_units, next_token_targets
+from auto_compressor.byte_lm.modeling_adaptive_byte import (
     ByteLevel,
     LevelReading,
     MetaLevel,
     clamped_entropy,
     entropy_penalties,
 )
-from auto_compressor.patching import (
-    broadcast_patches,
+from auto_compressor.byte_lm.patching import broadcast_patches, gather_patches
+from auto_compressor.byte_lm.published import FORMATS
+from auto_compressor.hierarchical_autoencoder.patching import (
     cumulative_borders,
-    gather_patches,
     length_mask,
     patch_ids_from_borders,
     threshold_borders,
@@ -62,7 +61,7 @@ def published_model(case: dict):
     model_class = GRUByteForCausalLM if family == "gru_byte" else AdaptiveByteForCausalLM
     model = model_class(published_config(family, case["config"]))
     state = tensors(case["state_dict"])
-    model.load_state_dict({own_name(family, name): tensor for name, tensor in state.items()})
+    model.load_state_dict({FORMATS[family].own_name(name): tensor for name, tensor in state.items()})
     return model.eval()
 
 
@@ -225,12 +224,12 @@ def test_gradients(case):
     ids = tensors(case["inputs"])["byte_ids"]
     found = gradients(model, model(ids, labels=ids).loss)
     family = "gru_byte" if case["kind"] == "model_baseline" else "adaptive_byte"
-    expected = {own_name(family, name): norm for name, norm in case["gradient_norms"].items()}
+    expected = {FORMATS[family].own_name(name): norm for name, norm in case["gradient_norms"].items()}
     assert set(found) == set(expected)
     for name, norm in expected.items():
         assert_close(found[name].norm(), torch.tensor(norm or 0.0), atol=1e-8, rtol=1e-3)
     for name, tensor in tensors(case.get("gradients", {})).items():
-        difference = (found[own_name(family, name)] - tensor).norm()
+        difference = (found[FORMATS[family].own_name(name)] - tensor).norm()
         assert difference <= 1e-3 * tensor.norm(), name
 
 

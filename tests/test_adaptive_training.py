@@ -39,10 +39,10 @@ from auto_compressor import (
     GRUByteConfig,
     GRUByteForCausalLM,
 )
-from auto_compressor.adaptive_trainer import ByteLMTrainer
-from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
-from auto_compressor.carried_state import CarriedState, LaneSampler
-from auto_compressor.evaluation import byte_lm
+from auto_compressor.byte_lm import metrics as byte_lm
+from auto_compressor.byte_lm.carried_state import CarriedState, LaneSampler
+from auto_compressor.byte_lm.trainer import ByteLMTrainer
+from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from data import load_datasets, with_wikitext
 
 

@@ -45,17 +45,12 @@ from transformers import (
     StaticCache,
 )
 
-from auto_compressor import (
-    AutoCompressorMixin,
-    LlamaAutoCompressorModel,
-    OPTAutoCompressorModel,
-    SoftpromptCache,
-    input_checks,
-)
-from auto_compressor.bases import load_autocompressor
+from auto_compressor import AutoCompressorMixin, LlamaAutoCompressorModel, OPTAutoCompressorModel, SoftpromptCache
+from auto_compressor.autocompressor import checks as input_checks
+from auto_compressor.autocompressor.bases import load_autocompressor
+from auto_compressor.autocompressor.configuration_autocompressor import AutoCompressorConfigMixin
+from auto_compressor.autocompressor.segments import equal_segment_lengths, resolve_segment_lengths
 from auto_compressor.cache_names import as_cache, cache_of
-from auto_compressor.configuration_autocompressor import AutoCompressorConfigMixin
-from auto_compressor.segments import equal_segment_lengths, resolve_segment_lengths
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "autocompressor" / "checkpoints"
@@ -776,7 +771,7 @@ def test_logits_to_keep(name):
 @both_families
 def test_skip_logits_never_makes_them(name, monkeypatch):
     """Not even a cached call makes more logits at a time than `MAX_LOGITS_IN_MEMORY`."""
-    monkeypatch.setattr("auto_compressor.losses.MAX_LOGITS_IN_MEMORY", 3 * 60)
+    monkeypatch.setattr("auto_compressor.autocompressor.losses.MAX_LOGITS_IN_MEMORY", 3 * 60)
     model, ids, sizes = tiny_autocompressor(name).train(), random_ids(2, 8), []
     model.lm_head.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
     model(ids, labels=ids, skip_logits=True, segment_lengths=4).loss.backward()

@@ -4,7 +4,7 @@ import pytest
 from train_testing import losses_in
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -20,9 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from auto_compressor import HierarchicalAutoencoder, HierarchicalAutoencoderConfig, byte_codec
-from auto_compressor.bundled import BUNDLED_TRAIN_TEXT
-from auto_compressor.byte_codec import (
+from auto_compressor import HierarchicalAutoencoder, HierarchicalAutoencoderConfig
+from auto_compressor.cli.main import main
+from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT
+from auto_compressor.files.coded_file import LANGUAGE_MODEL_MAGIC, PREFIX, write_parts
+from auto_compressor.files.identity import weights_hash
+from auto_compressor.files.whole_files import write_whole
+from auto_compressor.hierarchical_autoencoder import codec as byte_codec
+from auto_compressor.hierarchical_autoencoder.codec import (
     decode_bytes,
     encode_bytes,
     pack_bits,
@@ -31,9 +36,6 @@ from auto_compressor.byte_codec import (
     unpack_bits,
     write_stream,
 )
-from auto_compressor.cli.main import main
-from auto_compressor.coded_file import LANGUAGE_MODEL_MAGIC, PREFIX, weights_hash, write_parts
-from auto_compressor.whole_files import write_whole
 
 
 SENTENCE = b"In the beginning God created the heavens and the earth. "

@@ -15,15 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from auto_compressor import (
-    AdaptiveByteConfig,
-    AdaptiveByteForCausalLM,
-    GRUByteConfig,
-    GRUByteForCausalLM,
-    byte_lm_codec,
-)
-from auto_compressor.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
-from auto_compressor.byte_lm_codec import (
+from auto_compressor import AdaptiveByteConfig, AdaptiveByteForCausalLM, GRUByteConfig, GRUByteForCausalLM
+from auto_compressor.byte_lm import codec as byte_lm_codec
+from auto_compressor.byte_lm.codec import (
     FIELDS,
     MAGIC,
     NUM_COUNTS,
@@ -40,7 +34,9 @@ from auto_compressor.byte_lm_codec import (
     rows_at,
 )
 from auto_compressor.cli.main import main
-from auto_compressor.coded_file import PREFIX, weights_hash, write_parts
+from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.files.coded_file import PREFIX, write_parts
+from auto_compressor.files.identity import weights_hash
 
 
 TEXT = BUNDLED_VALIDATION_TEXT.read_bytes()

@@ -36,7 +36,7 @@ from auto_compressor.cache_names import (
     renamed,
     takes_cache,
 )
-from auto_compressor.modeling_hierarchical_autoencoder import CodeSequenceTransformer
+from auto_compressor.hierarchical_autoencoder.modeling_hierarchical_autoencoder import CodeSequenceTransformer
 
 
 OTHER_NAME = OLD_NAME if INSTALLED_NAME == NAME else NAME

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
-from auto_compressor.cache_policies import (
+from auto_compressor.activation_compressor.cache_policies import (
     EMPTY,
     POLICIES,
     evict,
@@ -109,7 +109,7 @@ def test_nearest_slot(monkeypatch):
             similarities = cosine_similarity(state.keys[row, head, token][None], keys)
             assert_close(found[0][row, head, token], similarities.max())
             assert found[1][row, head, token] == slots[int(similarities.argmax())]
-    monkeypatch.setattr("auto_compressor.cache_policies.KEYS_PER_CHUNK", 3)
+    monkeypatch.setattr("auto_compressor.activation_compressor.cache_policies.KEYS_PER_CHUNK", 3)
     assert_close(nearest_slot(state, selection, open_slots), found)
 
 

@@ -16,10 +16,10 @@ from auto_compressor import (
     LlamaAutoCompressorConfig,
     LlamaAutoCompressorModel,
 )
-from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.cache_names import as_cache, takes_cache
 from auto_compressor.cli.main import main
 from auto_compressor.evaluation.causality import check_causality, rounding_threshold
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

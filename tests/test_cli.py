@@ -22,11 +22,11 @@ from auto_compressor import (
     OPTAutoCompressorConfig,
     OPTAutoCompressorModel,
 )
-from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.autocompressor.context import compare_contexts
+from auto_compressor.autocompressor.control_tokens import add_control_tokens
+from auto_compressor.autocompressor.softprompts import load_softprompt
 from auto_compressor.cli.main import COMMANDS, main
-from auto_compressor.control_tokens import add_control_tokens
-from auto_compressor.evaluation.context import compare_contexts
-from auto_compressor.softprompts import load_softprompt
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 TEXT = "In the beginning there was a king in the land, and he had three sons.\n" * 6

@@ -18,8 +18,8 @@ from auto_compressor import (
     ContinuousTextAutoencoderConfig,
     ContinuousTextAutoencoderOutput,
 )
-from auto_compressor import modeling_continuous_text_autoencoder as modeling
-from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.continuous_text_autoencoder import modeling_continuous_text_autoencoder as modeling
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 SIZES = {"vocab_size": 60, "embedding_size": 12, "latent_dim": 6, "kl_loss_weight": 1.0}

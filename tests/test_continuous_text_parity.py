@@ -12,9 +12,9 @@ from transformers import AutoModel, get_cosine_schedule_with_warmup
 
 from auto_compressor import ContinuousTextAutoencoder
 from auto_compressor.cli.main import main
-from auto_compressor.convert import load_published, own_name
-from auto_compressor.convert_continuous_text_autoencoder import complete_weights
-from auto_compressor.muon import MuonWithAdamW, muon_with_adamw
+from auto_compressor.continuous_text_autoencoder.published import complete_weights
+from auto_compressor.published import FORMATS, load_published
+from auto_compressor.training.muon import MuonWithAdamW, muon_with_adamw
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "continuous_text"
@@ -37,7 +37,7 @@ def published_weights(tensors, prefix="param."):
 
 def own_weights(tensors, prefix) -> dict[str, torch.Tensor]:
     """Published tensors under our names, in our shapes."""
-    weights = {own_name(FAMILY, name): tensor for name, tensor in published_weights(tensors, prefix).items()}
+    weights = {FORMATS[FAMILY].own_name(name): tensor for name, tensor in published_weights(tensors, prefix).items()}
     return {name: tensor for name, tensor in complete_weights(weights, 1).items() if name in weights}
 
 
@@ -135,7 +135,7 @@ def test_training(case, load_model):
     options = {"lr": case["lr"], "weight_decay": case["weight_decay"], "betas": tuple(case["betas"])}
     optimizer = muon_with_adamw(model, muon_scale=1.0, muon_heads=True, **options)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    published = {own_name(FAMILY, name) for name in case["orthogonalised_parameters"]}
+    published = {FORMATS[FAMILY].own_name(name) for name in case["orthogonalised_parameters"]}
     assert {names[parameter] for parameter in optimizer.param_groups[1]["params"]} == published
     scheduler = get_cosine_schedule_with_warmup(optimizer, case["warmup_steps"], case["total_steps"])
     for loss, lr in zip(case["losses"], case["lrs"], strict=True):

@@ -8,10 +8,15 @@ import torch
 from transformers import AutoTokenizer
 
 from auto_compressor import ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
-from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_VALIDATION_TEXT
 from auto_compressor.cli.main import main
-from auto_compressor.evaluation.accuracy_report import ACCURACY_FILE, ERROR_CASES_FILE, measure_accuracy, write_report
-from auto_compressor.evaluation.error_viewer import ErrorCases
+from auto_compressor.continuous_text_autoencoder.accuracy_report import (
+    ACCURACY_FILE,
+    ERROR_CASES_FILE,
+    measure_accuracy,
+    write_report,
+)
+from auto_compressor.continuous_text_autoencoder.error_viewer import ErrorCases
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_VALIDATION_TEXT
 
 
 FIELDS = ["original_text_full", "original_text_decoded", "generated_text"]
@@ -204,7 +209,7 @@ def test_lengths_of_a_text(folder, tokenizer, tmp_path):
 def test_the_held_out_text_is_the_default(folder, tmp_path, tokenizer, monkeypatch):
     texts = []
     monkeypatch.setattr(
-        "auto_compressor.evaluation.accuracy_report.write_report",
+        "auto_compressor.continuous_text_autoencoder.accuracy_report.write_report",
         lambda folder, model, tokenizer, read_texts, lengths, batch_size: texts.extend(read_texts()) or [],
     )
     assert run(folder, tmp_path) == 0

@@ -39,10 +39,8 @@ import train
 from args import ContinuousTextArguments, ModelArguments, OptimArguments
 from args import TrainingArguments as SubstepArguments
 from auto_compressor import ByteTokenizer, ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
-from auto_compressor import modeling_continuous_text_autoencoder as modeling
-from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
-from auto_compressor.continuous_trainer import ContinuousTrainer, SeedProcesses
-from auto_compressor.evaluation.continuous import (
+from auto_compressor.continuous_text_autoencoder import modeling_continuous_text_autoencoder as modeling
+from auto_compressor.continuous_text_autoencoder.metrics import (
     NOISE_LEVELS,
     STATISTICS,
     continuous_metrics,
@@ -50,7 +48,9 @@ from auto_compressor.evaluation.continuous import (
     hashed_uniform,
     measure_continuous,
 )
-from auto_compressor.muon import MuonWithAdamW, muon_with_adamw
+from auto_compressor.continuous_text_autoencoder.trainer import ContinuousTrainer, SeedProcesses
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.training.muon import MuonWithAdamW, muon_with_adamw
 
 
 TYPE = ["--model_type", "continuous_text_autoencoder"]

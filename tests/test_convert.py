@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from auto_compressor import AdaptiveByteForCausalLM, ByteTokenizer, GRUByteForCausalLM
 from auto_compressor.cli import convert as command
-from auto_compressor.convert import convert_checkpoint, load_published, own_config
+from auto_compressor.published import FORMATS, convert_checkpoint, load_published
 
 
 FILES = {
@@ -129,11 +129,11 @@ def test_all_fields_are_taken(tmp_path):
     source = published_folder(tmp_path / "source", case)
     with pytest.raises(ValueError, match="lacks levels.0.embed_tokens.weight"):
         load_published("adaptive_byte", source)
-    config = own_config("adaptive_byte", case["config"])
+    config = FORMATS["adaptive_byte"].own_config(case["config"])
     expected = {name: value for name, value in case["config"].items() if hasattr(config, name)}
     assert len(expected) == 12 and {name: getattr(config, name) for name in expected} == expected
     assert config.border_error_threshold == 0.3 and config.meta_uncertainty_threshold == [0.5, 0.75]
-    assert own_config("gru_byte", case["config"]).dropout == 0.125
+    assert FORMATS["gru_byte"].own_config(case["config"]).dropout == 0.125
 
 
 @both_families

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auto_compressor.cli.main import main
-from auto_compressor.evaluation.error_viewer import (
+from auto_compressor.continuous_text_autoencoder.error_viewer import (
     DIFFS,
     LEGEND,
     MAX_PAIRS,

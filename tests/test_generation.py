@@ -26,8 +26,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TextStreamer
 
 from auto_compressor import SoftpromptCache
-from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.cache_names import cache_of
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 # PEFT asks by the name that 5.17 knows.

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from auto_compressor import ByteTokenizer, HierarchicalAutoencoder, HierarchicalAutoencoderConfig
 from auto_compressor.cli.main import main
 from auto_compressor.evaluation.harness import HierarchicalAELM
-from auto_compressor.evaluation.likelihood import log_likelihood, text_log_likelihood
+from auto_compressor.hierarchical_autoencoder.likelihood import log_likelihood, text_log_likelihood
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

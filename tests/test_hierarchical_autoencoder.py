@@ -15,10 +15,10 @@ from auto_compressor import (
     HierarchicalAutoencoderOutput,
     HierarchicalLevelConfig,
     VectorQuantizer,
-    sliding_window,
 )
-from auto_compressor.bundled import BUNDLED_TRAIN_TEXT
-from auto_compressor.vector_quantizer import RunningNorm
+from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT
+from auto_compressor.hierarchical_autoencoder import sliding_window
+from auto_compressor.hierarchical_autoencoder.tensors import RunningNorm
 
 
 LEVEL = {

@@ -23,9 +23,9 @@ from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 import train
 from args import HierarchicalArguments
 from auto_compressor import ByteTokenizer, HierarchicalAutoencoder
-from auto_compressor.evaluation import reconstruction
-from auto_compressor.hierarchical_outputs import HierarchicalDecoderOutput
-from auto_compressor.hierarchical_trainer import SAMPLES_FILE
+from auto_compressor.hierarchical_autoencoder import metrics as reconstruction
+from auto_compressor.hierarchical_autoencoder.outputs import HierarchicalDecoderOutput
+from auto_compressor.hierarchical_autoencoder.trainer import SAMPLES_FILE
 from data import cut_documents
 
 

@@ -76,10 +76,11 @@ def test_the_package_loads_nothing_large(code):
 def test_searching_and_missing_names_load_nothing():
     code = """
 import auto_compressor, importlib.util
-print(importlib.util.find_spec("transformers").name, importlib.util.find_spec("auto_compressor.losses").name)
+names = ("transformers", "auto_compressor.autocompressor.losses")
+print(*(importlib.util.find_spec(name).name for name in names))
 print(importlib.util.find_spec("auto_compressor.missing"), hasattr(auto_compressor, "missing"))
 """
-    assert output_of(code + LOADED) == ["transformers auto_compressor.losses", "None False", "[]"]
+    assert output_of(code + LOADED) == ["transformers auto_compressor.autocompressor.losses", "None False", "[]"]
 
 
 # Orders of imports
@@ -91,12 +92,12 @@ ORDERS = {
     "a model in between": "import auto_compressor, transformers.models.llama.modeling_llama",
     "layers in between": "import auto_compressor; import transformers.modeling_layers",
     "an attribute": "import auto_compressor; auto_compressor.POLICIES",
-    "a module as attribute": "import auto_compressor; auto_compressor.softprompts.save_softprompt",
+    "a module as attribute": "import auto_compressor; auto_compressor.autocompressor.softprompts.save_softprompt",
     "all names": "from auto_compressor import *",
-    "a cache": "from auto_compressor.softprompt_cache import SoftpromptCache",
-    "no model at all": "import auto_compressor.bundled, auto_compressor.cli.main, auto_compressor.assets",
+    "a cache": "from auto_compressor.autocompressor.softprompt_cache import SoftpromptCache",
+    "no model at all": "import auto_compressor.files.bundled, auto_compressor.cli.main, auto_compressor.assets",
     "the registration": "import auto_compressor.registration",
-    "bases": "import auto_compressor.bases",
+    "bases": "import auto_compressor.autocompressor.bases",
     "the trainer": "import auto_compressor.train",
     "peft in between": "import auto_compressor; import peft",
 }
@@ -121,19 +122,25 @@ print(type(AutoModelForCausalLM.from_config(LlamaAutoCompressorConfig(**sizes, s
 
 
 def test_pickled_classes_register():
-    """Another process reads a class by its module and name."""
+    """Another process reads a class by its module and name, those of before the module was moved."""
+    pickled = b"cauto_compressor.softprompt_cache" + bytes([10]) + b"SoftpromptCache" + bytes([10]) + b"."
     code = f"""
 import pickle
-print(pickle.loads({b"cauto_compressor.softprompt_cache" + bytes([10]) + b"SoftpromptCache" + bytes([10]) + b"."!r}))
+print(pickle.loads({pickled!r}))
 """
     lines = output_of(code + USE)
-    assert lines == ["<class 'auto_compressor.softprompt_cache.SoftpromptCache'>", "LlamaAutoCompressorModel", "False"]
+    assert lines == [
+        "<class 'auto_compressor.autocompressor.softprompt_cache.SoftpromptCache'>",
+        "LlamaAutoCompressorModel",
+        "False",
+    ]
 
 
 def test_threads():
     code = """
 import threading, auto_compressor, importlib
-names = ["transformers", "auto_compressor.losses", "auto_compressor.segments", "auto_compressor.bundled"]
+names = ["transformers"]
+names += [f"auto_compressor.{name}" for name in ("autocompressor.losses", "autocompressor.segments", "files.bundled")]
 threads = [threading.Thread(target=importlib.import_module, args=[name]) for name in names]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -151,7 +158,7 @@ try:
     import auto_compressor.failing
 except OSError as error:
     print(error)
-import auto_compressor.bundled
+import auto_compressor.files.bundled
 """
     assert output_of(code + USE) == ["as it is", "LlamaAutoCompressorModel", "False"]
 
@@ -174,7 +181,7 @@ sys.path.remove({str(tmp_path)!r})
 def test_the_loaders_of_modules_stay_usable():
     code = """
 import auto_compressor, inspect, importlib
-import auto_compressor.bundled as bundled, transformers
+import auto_compressor.files.bundled as bundled, transformers
 print(importlib.reload(bundled) is bundled, "BUNDLED" in inspect.getsource(bundled), type(bundled.__loader__).__name__)
 """
     assert output_of(code) == ["True True SourceFileLoader"]

@@ -201,7 +201,7 @@ def test_canary_drops_upper_bounds():
         ("train", FutureWarning, True),
         ("transformers.trainer", FutureWarning, False),
         ("training", DeprecationWarning, False),
-        ("auto_compressor.trainer_mixin", UserWarning, False),
+        ("auto_compressor.training.mixin", UserWarning, False),
     ],
 )
 def test_canary_warnings_are_errors_at_lines_of_the_package(module, kind, raises):

@@ -8,13 +8,13 @@ import torch
 from transformers import DynamicCache
 
 from auto_compressor import HierarchicalAutoencoder, HierarchicalAutoencoderConfig
-from auto_compressor.evaluation.likelihood import (
+from auto_compressor.hierarchical_autoencoder.likelihood import (
     log_likelihood,
     nats_by_unit,
     scoring_rows,
     text_log_likelihood,
 )
-from auto_compressor.hierarchical_outputs import SegmentCompressorOutput
+from auto_compressor.hierarchical_autoencoder.outputs import SegmentCompressorOutput
 
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import train
-from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.cli.main import main
-from auto_compressor.loading import load_tokenizer
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.loading import load_tokenizer
 
 
 COMMANDS = {

@@ -6,8 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from auto_compressor import losses
-from auto_compressor.losses import chunked_cross_entropy, mean_over_targets, shift_labels_left, summed_cross_entropy
+from auto_compressor.autocompressor import losses
+from auto_compressor.autocompressor.losses import (
+    chunked_cross_entropy,
+    mean_over_targets,
+    shift_labels_left,
+    summed_cross_entropy,
+)
 
 
 VOCAB_SIZE = 13

@@ -13,9 +13,9 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from auto_compressor import MergingCache, merging_attention
+from auto_compressor.activation_compressor.cache_policies import EMPTY
+from auto_compressor.activation_compressor.merging_cache import MergingLayer, biased_mask
 from auto_compressor.cache_names import as_cache
-from auto_compressor.cache_policies import EMPTY
-from auto_compressor.merging_cache import MergingLayer, biased_mask
 
 
 each_attention = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
@@ -464,7 +464,7 @@ def test_half_precision(dtype, attn_implementation):
 
 
 def test_all_bases_are_tested():
-    from auto_compressor.merging_cache import BASES as supported
+    from auto_compressor.activation_compressor.merging_cache import BASES as supported
 
     assert set(supported) == set(BASES)
     assert math.exp(EMPTY) == 0

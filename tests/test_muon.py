@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
-from auto_compressor.muon import MuonWithAdamW, muon_with_adamw, orthogonalize
+from auto_compressor.training.muon import MuonWithAdamW, muon_with_adamw, orthogonalize
 
 
 def random_parameter(*shape, seed=0):

@@ -10,11 +10,15 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, set_seed
 
 from args import TrainingArguments
-from auto_compressor.bundled import BUNDLED_TOKENIZER
-from auto_compressor.control_tokens import add_control_tokens, check_tokenizer, resize_for_control_tokens
-from auto_compressor.gating import survival
-from auto_compressor.losses import chunked_divergence, shift_labels_left
-from auto_compressor.objectives import distillation_loss, reconstruction_loss
+from auto_compressor.autocompressor.control_tokens import (
+    add_control_tokens,
+    check_tokenizer,
+    resize_for_control_tokens,
+)
+from auto_compressor.autocompressor.gating import survival
+from auto_compressor.autocompressor.losses import chunked_divergence, shift_labels_left
+from auto_compressor.autocompressor.objectives import distillation_loss, reconstruction_loss
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from data import DataCollator
 from substep_trainer import draw_summary_length
 from tests.test_substep_trainer import (
@@ -241,7 +245,7 @@ def test_reconstruction_trains_the_vectors_and_not_by_a_leak():
 
 
 def test_divergence_equals_direct(monkeypatch):
-    monkeypatch.setattr("auto_compressor.losses.MAX_LOGITS_IN_MEMORY", 40)
+    monkeypatch.setattr("auto_compressor.autocompressor.losses.MAX_LOGITS_IN_MEMORY", 40)
     student, teacher = torch.nn.Linear(6, 11), torch.nn.Linear(5, 9)
     states, teacher_states = torch.randn(2, 7, 6, requires_grad=True), torch.randn(2, 7, 5)
     counted = torch.rand(2, 7) < 0.5

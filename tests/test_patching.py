@@ -6,12 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auto_compressor.patching import (
+from auto_compressor.byte_lm.patching import broadcast_patches, gather_patches
+from auto_compressor.hierarchical_autoencoder.patching import (
     BORDER_RULES,
-    broadcast_patches,
     continued_borders,
     cumulative_borders,
-    gather_patches,
     last_borders,
     limit_patch_lengths,
     patch_ids_from_borders,

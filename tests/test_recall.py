@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from args import TrainingArguments
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
-from auto_compressor.bundled import BUNDLED_TOKENIZER
 from auto_compressor.evaluation.recall import KEYS, RecallResult, RecallTask, measure_recall, recall_dataset
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from data import DataCollator
 
 

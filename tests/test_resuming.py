@@ -9,11 +9,11 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ByteTokenizer, LlamaAutoCompressorModel
-from auto_compressor.adapters import save_adapters
+from auto_compressor.autocompressor.adapters import save_adapters
 from auto_compressor.train import lora_config
 from auto_compressor.training.arguments import DataTrainingArguments, ModelArguments
+from auto_compressor.training.checkpoints import last_whole_checkpoint
 from auto_compressor.training.data import load_datasets
-from auto_compressor.training.resuming import last_whole_checkpoint
 
 
 TINY = "--config_name tiny --summary_length 4 --block_size 32 --do_train --save_steps 1 --max_steps".split()

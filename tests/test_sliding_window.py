@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from auto_compressor import sliding_window
-from auto_compressor.sliding_window import (
+from auto_compressor.hierarchical_autoencoder import sliding_window
+from auto_compressor.hierarchical_autoencoder.sliding_window import (
     LearnedQueryAttention,
     RotaryEmbedding,
     SlidingWindowTransformer,

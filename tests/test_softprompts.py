@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torchao import quantization
 
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
-from auto_compressor.coded_file import weights_hash
-from auto_compressor.softprompts import load_softprompt, model_fingerprint, save_softprompt
+from auto_compressor.autocompressor.softprompts import load_softprompt, save_softprompt
+from auto_compressor.files.identity import model_fingerprint, weights_hash
 
 
 def tiny_model(hidden_size=32):

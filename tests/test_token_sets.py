@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from auto_compressor.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from auto_compressor.cli.main import main
-from auto_compressor.evaluation.text_streams import stream_rows, tokenize_rows
-from auto_compressor.evaluation.token_sets import (
+from auto_compressor.continuous_text_autoencoder.token_sets import (
     KEPT,
     LOW_FREQUENCY,
     TOO_SHORT,
@@ -28,6 +26,8 @@ from auto_compressor.evaluation.token_sets import (
     write_statistics,
     write_test_set,
 )
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.files.text_streams import stream_rows, tokenize_rows
 
 
 FIXTURES = Path(__file__).parent / "fixtures" / "continuous_text"

@@ -34,8 +34,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForC
 import train
 from args import ModelArguments, TrainingArguments
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
-from auto_compressor.bases import load_autocompressor
-from auto_compressor.bundled import BUNDLED_TOKENIZER
+from auto_compressor.autocompressor.bases import load_autocompressor
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
 SEGMENTS = "--segment_lengths 16 16 --training_substeps 2 --summary_length 4".split()

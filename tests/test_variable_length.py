@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from auto_compressor.gating import relative_lengths, survival, survives
-from auto_compressor.segments import append_sum_tokens
+from auto_compressor.autocompressor.gating import relative_lengths, survival, survives
+from auto_compressor.autocompressor.segments import append_sum_tokens
 
 
 training_or_not = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -42,7 +42,7 @@ def exact(monkeypatch):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
-    monkeypatch.setattr("auto_compressor.modeling_autocompressor.summed_cross_entropy", cross_entropy)
+    monkeypatch.setattr("auto_compressor.autocompressor.modeling_autocompressor.summed_cross_entropy", cross_entropy)
 
 
 # The formula

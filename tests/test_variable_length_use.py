@@ -33,9 +33,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from auto_compressor.autocompressor.losses import shift_labels_left
+from auto_compressor.autocompressor.segments import append_sum_tokens
 from auto_compressor.cache_names import cache_of
-from auto_compressor.losses import shift_labels_left
-from auto_compressor.segments import append_sum_tokens
 
 
 NEW = 8

@@ -15,14 +15,12 @@ import torch
 from modeling_testing import CLOSE, DOUBLE, EXACT, run_on_two_processes
 from torch.testing import assert_close
 
-from auto_compressor.vector_quantizer import (
+from auto_compressor.hierarchical_autoencoder.tensors import RunningNorm, masked_mean, warmed_up
+from auto_compressor.hierarchical_autoencoder.vector_quantizer import (
     FiniteScalarQuantizer,
     ResidualVectorQuantizer,
-    RunningNorm,
     VectorQuantizer,
     draw_rows,
-    masked_mean,
-    warmed_up,
 )
 
 

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from auto_compressor import whole_files
-from auto_compressor.whole_files import new_part, whole_file, whole_folder, write_whole
+from auto_compressor.files import whole_files
+from auto_compressor.files.whole_files import new_part, whole_file, whole_folder, write_whole
 
 
 SIZE = 200_000
@@ -52,7 +52,7 @@ def test_two_processes_and_four_threads_end_with_one_whole_file(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from auto_compressor.whole_files import whole_file, whole_folder
+from auto_compressor.files.whole_files import whole_file, whole_folder
 
 with whole_file(Path(sys.argv[1])) as file, whole_folder(Path(sys.argv[2])) as folder:
     file.write(b"half")

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from ..bundled import BUNDLED_VALIDATION_TEXT
+from ..files.bundled import BUNDLED_VALIDATION_TEXT
 from .common import add_model_arguments, load_any_model, progress_bar, read_text, token_ids
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..bundled import BUNDLED_TOKENIZER
+from ..files.bundled import BUNDLED_TOKENIZER
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, kind: str = "AutoCompressor", dtype: str = "auto"):
@@ -144,8 +144,8 @@ def resolve_device(name: str | None):
 
 def load_tokenizer(name: str):
     """Returns the tokenizer that lies beside a model; an `OSError` names the model where there is none."""
-    from .. import loading
-    from ..bases import resolve_base
+    from ..files import loading
+    from ..files.bases import resolve_base
 
     return loading.load_tokenizer(resolve_base(name), problem=f"Cannot load the tokenizer of {name!r}")
 
@@ -161,14 +161,14 @@ def silence_loading():
 
 def load_model(args: argparse.Namespace):
     """Returns the AutoCompressor of `--model` and its tokenizer, ready for inference."""
-    from ..bases import load_autocompressor
+    from ..autocompressor.bases import load_autocompressor
 
     return load_with_tokenizer(args, load_autocompressor)
 
 
 def load_any_model(args: argparse.Namespace):
     """Returns the causal language model of `--model` and its tokenizer, ready for inference."""
-    from ..bases import load_language_model
+    from ..autocompressor.bases import load_language_model
 
     return load_with_tokenizer(args, load_language_model)
 
@@ -177,7 +177,7 @@ def load_with_tokenizer(args: argparse.Namespace, load: Callable):
     """Returns model and tokenizer of `--model` without the chatter of loading."""
     import torch
 
-    from ..control_tokens import check_tokenizer
+    from ..autocompressor.control_tokens import check_tokenizer
 
     silence_loading()
     device = resolve_device(args.device)
@@ -219,7 +219,7 @@ def class_by_type(name: str, config, types: tuple[str, ...]) -> type:
 def causal_lm_class(name: str, config) -> type:
     from transformers import AutoModelForCausalLM
 
-    from ..bases import check_causal_lm
+    from ..files.bases import check_causal_lm
 
     check_causal_lm(f"--model {name}", config)
     return AutoModelForCausalLM
@@ -239,7 +239,7 @@ def load_complete(args: argparse.Namespace, find_class: Callable):
     """
     from transformers import AutoConfig
 
-    from ..loading import load
+    from ..files.loading import load
 
     silence_loading()
     device = resolve_device(args.device)
@@ -269,7 +269,7 @@ def print_growth(num_bytes: int, blob: bytes, to_stdout: bool):
 
 def write_bytes(path: Path, data: bytes):
     """Writes a file, whole or not at all, or standard output for `-`; an `OSError` if it cannot be written."""
-    from ..whole_files import write_whole
+    from ..files.whole_files import write_whole
 
     if str(path) != "-":
         return write_whole(path, data)
@@ -304,7 +304,7 @@ def stream_data(args: argparse.Namespace, tokenizer, progress, description: str)
     """The texts of `add_data_arguments` with their tokens, one at a time, counted on a progress bar."""
     from datasets.utils import logging
 
-    from ..evaluation.text_streams import stream_rows, tokenize_rows
+    from ..files.text_streams import stream_rows, tokenize_rows
 
     logging.set_verbosity(logging.CRITICAL)  # errors are raised as well
     rows = stream_rows(args.data, args.dataset_config_name, args.split)

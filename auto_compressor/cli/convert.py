@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace):
-    from ..convert import convert_checkpoint
+    from ..published import convert_checkpoint
 
     silence_loading()
     model = convert_checkpoint(args.family, args.source, args.target)

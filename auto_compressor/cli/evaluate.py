@@ -51,8 +51,6 @@ def run(args: argparse.Namespace):
 
     from lm_eval.__main__ import cli_evaluate
 
-    from ..evaluation import harness  # noqa: F401, registers hier_ae
-
     # The entry point of lm-eval reads the command line of the process.
     own, sys.argv = sys.argv, ["lm-eval", "run", *harness_arguments(args), *device_arguments(args)]
     try:

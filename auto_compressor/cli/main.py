@@ -4,26 +4,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import (
-    check_causality,
-    compress,
-    convert,
-    decode,
-    decompress,
-    encode,
-    evaluate,
+from ..activation_compressor.commands import report_activation
+from ..autocompressor.commands import generate, perplexity, summarize
+from ..byte_lm.commands import compress, decompress
+from ..continuous_text_autoencoder.commands import (
     filtered_test_set,
-    generate,
-    perplexity,
     random_test_set,
     reconstruction_accuracy,
-    report_activation,
-    show_borders,
-    summarize,
     token_statistics,
-    train,
     view_errors,
 )
+from ..hierarchical_autoencoder.commands import decode, encode
+from . import check_causality, convert, evaluate, show_borders, train
 
 
 COMMANDS = (train, summarize, generate, perplexity, encode, decode, compress, decompress)

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..modeling_adaptive_byte import AdaptiveByteForCausalLM
-from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder
+from ..byte_lm.modeling_adaptive_byte import AdaptiveByteForCausalLM
+from ..hierarchical_autoencoder.modeling_hierarchical_autoencoder import HierarchicalAutoencoder
 
 
 @dataclass(frozen=True)

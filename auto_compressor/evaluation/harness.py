@@ -11,10 +11,10 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from ..configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
-from ..loading import load
-from ..modeling_hierarchical_autoencoder import HierarchicalAutoencoder, to_bytes
-from .likelihood import scoring_rows, text_log_likelihood
+from ..files.loading import load
+from ..hierarchical_autoencoder.configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
+from ..hierarchical_autoencoder.likelihood import scoring_rows, text_log_likelihood
+from ..hierarchical_autoencoder.modeling_hierarchical_autoencoder import HierarchicalAutoencoder, to_bytes
 
 
 @register_model("hier_ae")

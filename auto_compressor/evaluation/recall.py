@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from ..files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 
 
 TEXT_OF_SPLIT = {"train": BUNDLED_TRAIN_TEXT, "validation": BUNDLED_VALIDATION_TEXT}

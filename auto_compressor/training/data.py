@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
-from ..evaluation.text_streams import READER_OF_ENDING
+from ..files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from ..files.text_streams import READER_OF_ENDING
 from ..tokenization_bytes import ByteTokenizer
 from .arguments import DataTrainingArguments
 

@@ -1,0 +1,1 @@
+"""Activation compression: a key/value cache that shrinks."""

@@ -1,0 +1,1 @@
+"""AutoCompressors: language models that compress their own context into summary vectors."""

@@ -1,0 +1,89 @@
+"""`auto-compressor generate`: text after a prompt and, before it, summary vectors."""
+
+import argparse
+
+from ...cli.common import add_model_arguments, load_any_model, read_text, token_ids
+
+
+NAME = "generate"
+HELP = "continue a prompt, of an AutoCompressor with the summary vectors of a text before it"
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--prompt", required=True, help="text to continue; - reads standard input")
+    parser.add_argument("--softprompt", help="file of `auto-compressor summarize`, made by the same model")
+    parser.add_argument(
+        "--segment-length",
+        type=int,
+        help="cut the prompt and compress all but its last segment (default: as an AutoCompressor was trained)",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the most likely tokens of this mass")
+    parser.add_argument("--top-k", type=int, default=0, help="sample from so many most likely tokens; 0 is all")
+    parser.add_argument("--num-beams", type=int, default=1, help="above 1: search by beams, printed at the end")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    add_model_arguments(parser, "AutoCompressor or another causal language model")
+
+
+def generation_options(args: argparse.Namespace) -> dict:
+    for name in ("max_new_tokens", "num_beams"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}.")
+    if not 0 <= args.temperature < float("inf"):
+        raise ValueError(f"--temperature must be 0 or more, and finite, got {args.temperature}.")
+    if not 0 < args.top_p <= 1:
+        raise ValueError(f"--top-p must be above 0 and at most 1, got {args.top_p}.")
+    if args.top_k < 0:
+        raise ValueError(f"--top-k must be 0 or more, got {args.top_k}.")
+    options = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams, "do_sample": args.temperature > 0}
+    if args.temperature > 0:
+        options |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    return options
+
+
+def segment_options(segment_length: int | None, model) -> dict:
+    """How the prompt is cut, where it is; a `ValueError` for models that make no summary vectors."""
+    makes_summaries = getattr(model.config, "max_vectors", 0) > 0
+    if segment_length is not None and not makes_summaries:
+        raise ValueError(f"--segment-length needs an AutoCompressor, --model is a {model.config.model_type}.")
+    if segment_length is not None and segment_length < 1:
+        raise ValueError(f"--segment-length must be 1 or more, got {segment_length}.")
+    length = segment_length or (model.config.segment_length if makes_summaries else None)
+    return {} if length is None else {"segment_lengths": length}
+
+
+def softprompt_options(path: str | None, model) -> dict:
+    """What only an AutoCompressor takes."""
+    from ..modeling_autocompressor import AutoCompressorMixin
+    from ..softprompts import load_softprompt
+
+    if path is None:
+        return {}
+    if not isinstance(model, AutoCompressorMixin):
+        raise ValueError(f"--softprompt needs an AutoCompressor, --model is a {model.config.model_type}.")
+    return {"softprompt": load_softprompt(path, model).vectors}
+
+
+def run(args: argparse.Namespace):
+    options = generation_options(args)
+    prompt = read_text("-") if args.prompt == "-" else args.prompt
+    if not prompt:
+        raise ValueError("--prompt must not be empty.")
+    model, tokenizer = load_any_model(args)
+
+    from transformers import TextStreamer, set_seed
+
+    options |= softprompt_options(args.softprompt, model) | segment_options(args.segment_length, model)
+    input_ids = token_ids(tokenizer, prompt, model.device)
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    set_seed(args.seed)
+    sequences = model.generate(
+        input_ids,
+        attention_mask=input_ids.new_ones(input_ids.shape),
+        pad_token_id=model.config.pad_token_id,
+        streamer=streamer if args.num_beams == 1 else None,
+        **options,
+    )
+    if args.num_beams > 1:
+        print(tokenizer.decode(sequences[0], skip_special_tokens=True))

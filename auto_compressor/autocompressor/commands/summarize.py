@@ -1,0 +1,81 @@
+"""`auto-compressor summarize`: a text of any length into a file of summary vectors."""
+
+import argparse
+import time
+from pathlib import Path
+
+from ...cli.common import (
+    add_budget_argument,
+    add_model_arguments,
+    check_output,
+    load_model,
+    print_facts,
+    progress_bar,
+    read_text,
+    token_ids,
+)
+
+
+NAME = "summarize"
+HELP = "compress a text of any length into summary vectors"
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("file", help="UTF-8 text; - reads standard input")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write, *.safetensors")
+    parser.add_argument(
+        "--segment-length",
+        type=int,
+        help="tokens per segment (default: as the model was trained, else equal ones that fit it)",
+    )
+    add_budget_argument(parser)
+    add_model_arguments(parser)
+
+
+def compress_with_progress(model, input_ids, segment_length: int | None, max_summary_length: int | None):
+    """Returns `model.compress(input_ids)`, segment by segment under a progress bar."""
+    from ..segments import resolve_segment_lengths
+
+    length, softprompt = input_ids.shape[1], None
+    if segment_length is None:
+        segment_lengths = model.default_segment_lengths(length)
+    else:
+        segment_lengths = resolve_segment_lengths(segment_length, length)
+    segments = input_ids.split(segment_lengths, dim=1)
+    with progress_bar() as progress:
+        for segment in progress.track(segments, description="Compressing segments"):
+            softprompt = model.compress(
+                segment,
+                segment_lengths=segment.shape[1],
+                softprompt=softprompt,
+                max_summary_length=max_summary_length,
+            )
+    return softprompt
+
+
+def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seconds: float):
+    facts = {
+        "file": str(path),
+        "tokens": f"{num_tokens:,}",
+        "summary vectors": f"{softprompt.shape[1]:,}",
+        "compression ratio": f"{num_tokens / softprompt.shape[1]:.1f}x",
+        "bytes of text / of file": f"{text_bytes:,} / {path.stat().st_size:,}",
+        "seconds (tokens/s)": f"{seconds:.1f} ({num_tokens / seconds:,.0f})",
+    }
+    print_facts(facts)
+
+
+def run(args: argparse.Namespace):
+    from ..softprompts import save_softprompt
+
+    check_output(args.output)
+    if args.max_summary_length is not None and args.max_summary_length < 1:
+        raise ValueError(f"--max-summary-length must be 1 or more, got {args.max_summary_length}.")
+    text = read_text(args.file)
+    model, tokenizer = load_model(args)
+    input_ids = token_ids(tokenizer, text, model.device)
+    start = time.perf_counter()
+    softprompt = compress_with_progress(model, input_ids, args.segment_length, args.max_summary_length)
+    seconds = time.perf_counter() - start
+    save_softprompt(args.output, softprompt, model, num_tokens=input_ids.shape[1])
+    print_summary(input_ids.shape[1], len(text.encode()), softprompt, args.output, seconds)

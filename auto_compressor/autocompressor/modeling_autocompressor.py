@@ -1,0 +1,814 @@
+"""AutoCompressors: language models that compress long context into summary vectors.
+
+Chevalier et al., "Adapting Language Models to Compress Contexts", EMNLP 2023, https://arxiv.org/abs/2305.14788.
+
+- A text is read segment by segment. One pass reads `[softprompt ; segment ; summary embeddings]`; the last hidden
+  states at the summary embeddings are the new summary vectors, and the softprompt of the next segment.
+- `AutoCompressorMixin` fits any decoder-only model; a base adds only its rule for positions.
+- Softprompt, masks, positions and lengths are arguments and output fields; nothing is passed by attribute.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    Cache,
+    GemmaForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    OPTForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers import initialization as init
+from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .adapters import is_adapted_base, is_adapter, load_adapted_base, load_merged
+from .cache_names import as_cache, takes_cache
+from .checks import (
+    check_attention_mask,
+    check_control_tokens,
+    check_gate,
+    check_layer_checkpointing,
+    check_position_ids,
+    check_segments,
+    check_softprompt,
+    check_targets,
+    check_text,
+    check_window,
+    drops_caches,
+    resolve_num_summary,
+    warn_of_positions,
+)
+from .configuration_autocompressor import (
+    GemmaAutoCompressorConfig,
+    LlamaAutoCompressorConfig,
+    MistralAutoCompressorConfig,
+    OPTAutoCompressorConfig,
+    Qwen2AutoCompressorConfig,
+    Qwen3AutoCompressorConfig,
+)
+from .gating import gated_causal_mask, relative_lengths, survives
+from .generation_autocompressor import AutoCompressorGenerationMixin
+from .losses import chunked_cross_entropy, mean_over_targets, shift_labels_left, summed_cross_entropy
+from .outputs import AutoCompressorOutput, SegmentSummary
+from .segments import (
+    detach_first,
+    equal_segment_lengths,
+    join_attentions,
+    join_hidden_states,
+    mask_or_ones,
+    replace_rows,
+    resolve_segment_lengths,
+    split_optional,
+)
+from .softprompt_cache import SoftpromptCache
+
+
+@dataclass
+class SegmentOutput:
+    """
+    What one segment gives: the hidden states of its text tokens, and the softprompt of the next segment.
+
+    `relative_lengths` `(rows,)` is what the length penalty is the mean of, `None` without variable-length summaries.
+    """
+
+    last_hidden_state: torch.Tensor
+    softprompt: torch.Tensor
+    softprompt_attention_mask: torch.Tensor | None
+    summary: SegmentSummary | None
+    relative_lengths: torch.Tensor | None
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
+
+
+def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
+    """`from_pretrained` of a folder of adapters, or of what lies beside them as their base."""
+    for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
+        kwargs.pop(name, None)
+    model = (load_merged if is_adapter(folder) else load_adapted_base)(model_class, folder, **kwargs)
+    nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+    return (model, nothing) if output_loading_info else model
+
+
+class AutoCompressorMixin(AutoCompressorGenerationMixin):
+    """
+    Turns a decoder-only `...ForCausalLM` into an AutoCompressor: `class X(AutoCompressorMixin, XForCausalLM)`.
+
+    The base needs `self.model`, `self.lm_head` and `get_input_embeddings()`.
+
+    Attributes:
+        summary_takes_positions (`bool`):
+            `True` where summary embeddings stand in the row of positions like text (RoPE); `False` where they have
+            the position -1, outside of it (OPT).
+    """
+
+    summary_takes_positions: bool = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.setup_autocompressor()
+
+    def setup_autocompressor(self):
+        """Adds the modules of an AutoCompressor to those of the base model."""
+        config, embedding_dim = self.config, self.embedding_dim
+        num_fixed = 0 if config.variable_length else config.summary_length
+        self.embed_summary = nn.Embedding(num_fixed, embedding_dim) if num_fixed > 0 else None
+        self.stop_head = nn.Linear(embedding_dim, 1) if config.variable_length else None
+        for name, module in self.model.named_modules():
+            if name.endswith("self_attn"):
+                module.register_forward_pre_hook(drop_position_ids, with_kwargs=True)
+        # By this name the Trainer counts the targets of a batch.
+        self.loss_type = "ForCausalLM"
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers, from a plain checkpoint of the base model, a published AutoCompressor or one of ours.
+
+        Adapters of a folder that `train.py --lora` wrote are merged into their base. Code in a folder is never run.
+
+        Raises:
+            OSError: if the checkpoint is damaged, or its weights do not fit its config.
+            ValueError: if it belongs to another kind of model, or is a GGUF file.
+        """
+        if kwargs.get("gguf_file") is not None:
+            raise ValueError(
+                f"`gguf_file` must be None, got {kwargs['gguf_file']!r}: convert it first, by `AutoModelForCausalLM."
+                "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)`, and load the new folder."
+            )
+        folder = str(pretrained_model_name_or_path)
+        if is_adapter(folder) or is_adapted_base(folder):
+            return load_with_adapters(cls, folder, **kwargs)
+        kwargs.setdefault("trust_remote_code", False)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (SafetensorError, UnpicklingError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is None:
+                raise
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            raise OSError(
+                f"Cannot load {pretrained_model_name_or_path}: a weight file cannot be read, is damaged or holds more"
+                f" than tensors ({reason})."
+            ) from error
+        except RuntimeError as error:
+            reasons = {
+                "ignore_mismatched_sizes": "weights and config differ in size",
+                "PytorchStreamReader": "a weight file is damaged",
+            }
+            reason = next((reason for hint, reason in reasons.items() if hint in str(error)), None)
+            if reason is None:
+                raise
+            raise OSError(f"Cannot load {pretrained_model_name_or_path}: {reason}.") from error
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        eos_token_id = self.config.end_of_text_id
+        if module is getattr(self, "embed_summary", None) and eos_token_id is not None:
+            embeddings = self.get_input_embeddings()
+            # Gemma's embeddings are scaled after the look-up.
+            eos_embedding = embeddings.weight[eos_token_id] * getattr(embeddings, "scalar_embed_scale", 1.0)
+            init.copy_(module.weight, eos_embedding.expand_as(module.weight))
+        elif module is getattr(self, "stop_head", None):
+            # A new model stops after each vector with the probability 1 / (compression_max_len + 1).
+            init.constant_(module.bias, -math.log(self.config.compression_max_len))
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int):
+        """States the longest segment; rotary positions need no table."""
+        self.config.max_position_embeddings = new_num_position_embeddings
+
+    @property
+    def softprompt_takes_positions(self) -> bool:
+        """
+        Whether the vectors of a softprompt stand in the row of positions, in front of the text.
+
+        Those of a variable-length summary share the position -1: one whose survival goes to 0 would else move the
+        others, and be missed.
+        """
+        return self.summary_takes_positions and not self.config.variable_length
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the embeddings, and so of the summary vectors."""
+        return self.config.hidden_size
+
+    @property
+    def max_segment_length(self) -> int | None:
+        """Most text tokens that one segment can hold, `<sum>` included; `None` if there is no limit."""
+        return None if self.summary_takes_positions else self.config.max_position_embeddings
+
+    def default_segment_lengths(self, length: int) -> list[int]:
+        """
+        Segments of `config.segment_length`, the last one holding the rest; without it the fewest equal segments that
+        fit the positions. Where summary vectors take positions too, half are left to them.
+        """
+        most = self.max_segment_length or self.config.max_position_embeddings // 2
+        most -= self.config.variable_length
+        if self.config.segment_length is None:
+            return equal_segment_lengths(length, most)
+        limit = most if self.max_segment_length else self.config.segment_length
+        return resolve_segment_lengths(min(self.config.segment_length, limit), length)
+
+    def _segment_positions(
+        self,
+        softprompt_mask: torch.Tensor,
+        text_mask: torch.LongTensor,
+        position_ids: torch.LongTensor | None,
+        num_summary: int,
+    ) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+        """
+        Positions of softprompt, text and summary, as the base model counts them.
+
+        Args:
+            softprompt_mask (`(rows, softprompt_length)`): 1 for the summary vectors that are attended to.
+            text_mask (`(rows, text_length)`): 1 for the text tokens of the segment, the cached ones included.
+            position_ids (`(rows, length)`, *optional*): Positions of text tokens, if not those that the mask gives.
+            num_summary (`int`): Summary embeddings, or steps of `compress_context`, after the text.
+        """
+        text_positions = text_mask.cumsum(dim=1) * text_mask - 1 if position_ids is None else position_ids
+        if self.softprompt_takes_positions:
+            text_positions = text_positions + softprompt_mask.long().sum(dim=1, keepdim=True)
+            softprompt_positions = (softprompt_mask.long().cumsum(dim=1) - 1).expand(text_positions.shape[0], -1)
+        else:
+            softprompt_positions = text_positions.new_full((text_positions.shape[0], softprompt_mask.shape[1]), -1)
+        if not self.summary_takes_positions:
+            outside = text_positions.new_full((text_positions.shape[0], num_summary), -1)
+            return softprompt_positions, text_positions, outside
+        text_end = text_positions.amax(dim=1, keepdim=True) + 1
+        return softprompt_positions, text_positions, text_end + torch.arange(num_summary, device=text_end.device)
+
+    def _summary_embeds(self, inputs_embeds: torch.Tensor, num_summary: int) -> torch.Tensor:
+        """The first summary embeddings for every row, `(batch, num_summary or 0, embedding_dim)`."""
+        if self.embed_summary is None:
+            return inputs_embeds[:, :0]
+        summary_ids = torch.arange(num_summary, device=inputs_embeds.device)
+        return self.embed_summary(summary_ids).to(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1)
+
+    def _attention_mask(self, key_weights: torch.Tensor, num_queries: int, dtype: torch.dtype) -> torch.Tensor:
+        """A mask for the base model: of 0 and 1 as they are, `(rows, keys)`, of weights as a bias on the scores."""
+        if not key_weights.is_floating_point():
+            return key_weights
+        check_gate(self.config._attn_implementation)
+        return gated_causal_mask(key_weights, num_queries, dtype)
+
+    def _forward_segment(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.LongTensor | None,
+        position_ids: torch.LongTensor | None,
+        is_sum: torch.BoolTensor | None,
+        softprompt: torch.Tensor,
+        softprompt_attention_mask: torch.Tensor | None,
+        num_summary: int,
+        cache: SoftpromptCache | None,
+        **kwargs,
+    ) -> SegmentOutput:
+        """
+        Reads `[softprompt ; text ; summary embeddings]` in one pass of the base model (paper, section 3.1).
+
+        A cache that holds keys holds the softprompt and the beginning of the segment's text; `attention_mask`
+        `(batch, cached_length + length)` covers that text and the new one; rows of padding alone get no summary
+        vectors. `is_sum` `(batch, length)` says where `<sum>` stands; with it, summary vectors are made by
+        `compress_context`.
+        """
+        length, device, dtype = inputs_embeds.shape[1], inputs_embeds.device, inputs_embeds.dtype
+        variable_length = self.config.variable_length
+        cached_length = 0 if cache is None else cache.text_length
+        prefix = softprompt if cache is None or cache.is_empty else softprompt[:, :0]
+        summary = self._summary_embeds(inputs_embeds, num_summary)
+        check_window(self.config, softprompt.shape[1] + cached_length + length + num_summary)
+        if self.summary_takes_positions:
+            num_softprompt = softprompt.shape[1] if self.softprompt_takes_positions else 0
+            warn_of_positions(self.config, num_softprompt, cached_length + length, num_summary)
+        if variable_length and num_summary > 0 and cache is None:
+            cache = SoftpromptCache.from_cache(None)
+
+        softprompt_mask = mask_or_ones(softprompt_attention_mask, softprompt.shape[1], device)
+        text_mask = mask_or_ones(attention_mask, cached_length + length, device)
+        positions = self._segment_positions(softprompt_mask, text_mask, position_ids, num_summary)
+        # The base model sees the positions of its new columns only.
+        new_positions = [positions[0][:, : prefix.shape[1]], positions[1][:, -length:]]
+        masks = (softprompt_mask, text_mask, mask_or_ones(None, summary.shape[1], device))
+        key_weights = torch.cat([mask.expand(inputs_embeds.shape[0], -1) for mask in masks], dim=1)
+        embeds = torch.cat([prefix, inputs_embeds, summary], dim=1)
+        # Causal attention needs no mask; but a cache hides the softprompt's length from the base model, and it takes
+        # jumping positions for packed documents.
+        given = (attention_mask, position_ids, softprompt_attention_mask, cache)
+        is_plain = not variable_length and all(argument is None for argument in given)
+        outputs = self.model(
+            inputs_embeds=embeds,
+            attention_mask=None if is_plain else self._attention_mask(key_weights, embeds.shape[1], dtype),
+            position_ids=torch.cat([*new_positions, positions[2][:, : summary.shape[1]]], dim=1),
+            **as_cache(cache),
+            use_cache=cache is not None,
+            **kwargs,
+        )
+        text = slice(prefix.shape[1], prefix.shape[1] + length)
+        end_states = outputs.last_hidden_state[:, text.stop - 1 :]
+        has_text = None if attention_mask is None else attention_mask.amax(dim=1, keepdim=True)
+        new = self._summarize(end_states, num_summary, is_sum, has_text, cache, key_weights, positions[2])
+        relative = None
+        if variable_length and new is not None:
+            num_tokens = text_mask.sum(dim=1) - is_sum.sum(dim=1)
+            relative = relative_lengths(new.weights, num_tokens, softprompt_mask, self.config.compression_alpha)
+        return SegmentOutput(
+            outputs.last_hidden_state[:, text],
+            *self._carry(softprompt, softprompt_attention_mask, new),
+            new,
+            relative,
+            outputs.hidden_states and tuple(layer[:, text] for layer in outputs.hidden_states),
+            outputs.attentions,
+        )
+
+    def _summarize(
+        self,
+        end_states: torch.Tensor,
+        num_summary: int,
+        is_sum: torch.BoolTensor | None,
+        has_text: torch.LongTensor | None,
+        cache: SoftpromptCache | None,
+        key_weights: torch.Tensor,
+        positions: torch.LongTensor,
+    ) -> SegmentSummary | None:
+        """New summary vectors, from the last hidden states of the last text token and the summary embeddings."""
+        if num_summary == 0:
+            return None
+        if self.config.variable_length:
+            return self.compress_context(end_states, is_sum[:, -1:], cache, key_weights, positions)
+        if cache is not None:
+            cache.crop(-num_summary)
+        return SegmentSummary(end_states[:, 1:], None if has_text is None else has_text.expand(-1, num_summary))
+
+    def compress_context(
+        self,
+        sum_state: torch.Tensor,
+        is_sum: torch.BoolTensor,
+        cache: SoftpromptCache,
+        key_weights: torch.Tensor,
+        positions: torch.LongTensor,
+    ) -> SegmentSummary:
+        """
+        Unrolls the summary vectors of a segment that was just read, each from the one before.
+
+        z_0 is the last hidden state at `<sum>`; step t reads z_{t-1} after the keys of the segment and gives vector
+        z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1, s_{t+1} = s_t (1 - p_t). In training
+        all steps are made and s_t is a weight; at inference a row ends with its first vector whose p_t is above
+        `compress_stop_threshold`, and the steps end when all rows have (which, as `generate`, waits for the device).
+
+        Args:
+            sum_state (`torch.Tensor` of shape `(rows, 1, embedding_dim)`): z_0.
+            is_sum (`torch.BoolTensor` of shape `(rows, 1)`): Rows that end with `<sum>`; others get no vectors.
+            cache (`SoftpromptCache`): Keys of softprompt and segment, `<sum>` included; as before after the call.
+            key_weights (`torch.Tensor` of shape `(rows, keys)`): The mask of these keys.
+            positions (`torch.LongTensor` of shape `(rows, steps)`): Position of every step; steps is the most vectors.
+
+        Returns:
+            [`SegmentSummary`] with as many columns as steps were made.
+        """
+        state, weight = sum_state, is_sum.long()
+        if self.training:
+            weight = weight.to(torch.promote_types(state.dtype, torch.float32))
+        vectors, weights, stop_probs = [state[:, :0]], [weight[:, :0]], [weight[:, :0].float()]
+        for position in positions.split(1, dim=1):
+            if not self.training and not weight.any():
+                break
+            key_weights = F.pad(key_weights, (0, 1), value=1)
+            state = self.model(
+                inputs_embeds=state,
+                attention_mask=self._attention_mask(key_weights, 1, state.dtype),
+                position_ids=position,
+                **as_cache(cache),
+                use_cache=True,
+            ).last_hidden_state
+            goes_on = survives(self.stop_head(state)[:, 0])
+            vectors.append(state)
+            weights.append(weight)
+            stop_probs.append(1 - goes_on)
+            weight = weight * (goes_on if self.training else (1 - goes_on <= self.config.stop_threshold))
+        cache.crop(1 - len(vectors))
+        vectors, weights, stop_probs = (torch.cat(parts, dim=1) for parts in (vectors, weights, stop_probs))
+        return SegmentSummary(vectors, weights, stop_probs)
+
+    def _carry(
+        self, softprompt: torch.Tensor, mask: torch.Tensor | None, new: SegmentSummary | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Softprompt and mask for the next segment: old and new vectors (section 3.2), or the new ones only (RMT).
+
+        Rows without new vectors keep what they have.
+        """
+        if new is None or new.vectors.shape[1] == 0:
+            return softprompt, mask
+        vectors, accumulates = new.vectors.to(softprompt.dtype), self.config.accumulate_summary
+        if not accumulates and new.weights is None:
+            return vectors, None
+        if mask is None and new.weights is None:
+            return torch.cat([softprompt, vectors], dim=1), None
+        both = ((mask, softprompt), (new.weights, vectors))
+        masks = [mask_or_ones(m, v.shape[1], v.device).expand(v.shape[0], -1) for m, v in both]
+        if not accumulates:
+            return replace_rows(softprompt, masks[0], vectors, masks[1])
+        return torch.cat([softprompt, vectors], dim=1), torch.cat(masks, dim=1)
+
+    def _forward_segments(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.LongTensor | None,
+        position_ids: torch.LongTensor | None,
+        is_sum: torch.BoolTensor | None,
+        softprompt: torch.Tensor,
+        softprompt_attention_mask: torch.Tensor | None,
+        segment_lengths: list[int],
+        num_summary: int,
+        output_softprompt: bool,
+        cache: SoftpromptCache | None = None,
+        **kwargs,
+    ) -> Iterator[SegmentOutput]:
+        """Reads the segments in order, each with the summary vectors of those before; the last one fills the cache."""
+        last = len(segment_lengths) - 1
+        pieces = zip(
+            inputs_embeds.split(segment_lengths, dim=1),
+            split_optional(attention_mask, segment_lengths),
+            split_optional(position_ids, segment_lengths),
+            split_optional(is_sum, segment_lengths),
+            strict=True,
+        )
+        recompute = self.config.segment_gradient_checkpointing and self.training
+        widths = [softprompt.shape[1]]
+        for index, piece in enumerate(pieces):
+            forward_segment = self._forward_segment
+            if recompute and index < last:
+                forward_segment = partial(checkpoint, self._forward_segment, use_reentrant=False)
+            if index == last and cache is not None and cache.is_empty:
+                # `<sum>` of the earlier segments is no text.
+                compressed_length = sum(segment_lengths[:last]) - last * self.config.variable_length
+                cache.begin(softprompt, softprompt_attention_mask, cache.compressed_length + compressed_length)
+            output = forward_segment(
+                *piece,
+                softprompt,
+                softprompt_attention_mask,
+                num_summary=num_summary if output_softprompt or index < last else 0,
+                cache=cache if index == last else None,
+                **kwargs,
+            )
+            softprompt, softprompt_attention_mask = output.softprompt, output.softprompt_attention_mask
+            if self.config.variable_length and self.config.accumulate_summary and output.summary is not None:
+                widths.append(output.summary.vectors.shape[1])
+                num_old = sum(widths[: -self.config.truncate_bptt_segments])
+                softprompt = detach_first(softprompt, num_old)
+                softprompt_attention_mask = detach_first(softprompt_attention_mask, num_old)
+            yield output
+
+    @takes_cache
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        softprompt: torch.FloatTensor | None = None,
+        softprompt_attention_mask: torch.LongTensor | None = None,
+        segment_lengths: int | list[int] | None = None,
+        output_softprompt: bool = False,
+        max_summary_length: int | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AutoCompressorOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Text tokens; exactly one of `input_ids` and `inputs_embeds` must be given. With variable-length
+                summaries, a segment is compressed in the rows where its last token is `<sum>` (see
+                [`~segments.append_sum_tokens`]); other rows keep the softprompt that they have.
+            attention_mask (`torch.Tensor` of shape `(batch_size, seen_length + sequence_length)`, *optional*):
+                1 for text tokens, 0 for padding: over the text only, the cached text included, never the softprompt.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Position of every text token within the text of its segment, from 0. By default counted from the mask.
+            cache (`Cache`, *optional*):
+                Cache of an earlier call, to continue its last segment. It remembers the softprompt.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, embedding_dim)`, *optional*):
+                Embeddings of the text, in place of `input_ids`.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Usually `input_ids`; -100 is ignored. They are shifted here, across segments too.
+            use_cache (`bool`, *optional*):
+                Whether to return keys and values of the last segment. Default: `config.use_cache`.
+            softprompt (`torch.Tensor` of shape `(batch_size or 1, softprompt_length, embedding_dim)`, *optional*):
+                Summary vectors to start from; ignored where the cache holds one already.
+            softprompt_attention_mask (`torch.Tensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
+                0 for vectors that a row must not see; floating point weights in [0, 1] bias the attention by their
+                logarithm. Default: all are seen.
+            segment_lengths (`int` or `list[int]`, *optional*):
+                Tokens of each segment: a list that sums to `sequence_length`, or one length for all (the last segment
+                takes the rest). By default the text is one segment.
+            output_softprompt (`bool`, defaults to `False`):
+                Whether to summarise the last segment as well.
+            max_summary_length (`int`, *optional*):
+                Fewest of this and what the config says is the most summary vectors that a segment gets.
+            logits_to_keep (`int` or `torch.Tensor`, defaults to 0):
+                Compute the logits of the last tokens only (0: of all), or of these positions. The loss is over all.
+            skip_logits (`bool`, defaults to `False`):
+                Return the loss without the logits, which then are never in memory at once.
+            kwargs:
+                `shift_labels` `(batch_size, sequence_length)`, the target of every position in place of `labels`;
+                `num_items_in_batch`, the divisor of the summed loss (default: the number of targets);
+                `output_hidden_states`, `output_attentions`, `return_dict`; the rest goes to the base model.
+
+        Raises:
+            ValueError: if shapes, dtypes or lengths do not fit; the message names argument, value and rule.
+
+        Example:
+
+        ```python
+        >>> model = OPTAutoCompressorModel.from_pretrained("princeton-nlp/AutoCompressor-2.7b-6k")
+        >>> softprompt = model(context_ids, output_softprompt=True).softprompt  # (1, 50, 2560)
+        >>> model.generate(prompt_ids, softprompt=softprompt, max_new_tokens=12)
+        ```"""
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
+        check_text(input_ids, inputs_embeds, self.embedding_dim)
+        text = input_ids if inputs_embeds is None else inputs_embeds
+        lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
+        unrolls = self.config.variable_length and (output_softprompt or len(lengths) > 1)
+        if unrolls:
+            check_control_tokens(self.config, input_ids)
+        inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
+        check_position_ids(position_ids, inputs_embeds)
+        cache = self._prepare_cache(cache, use_cache)
+        if cache is not None and not cache.is_empty:
+            softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
+        softprompt, softprompt_attention_mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
+        seen, cached = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
+        check_segments(segment_lengths, lengths, cached, self.max_segment_length)
+        attention_mask = check_attention_mask(attention_mask, inputs_embeds, seen, cached)
+        if cache is not None:
+            cache.remember(None if input_ids is None else input_ids[:, -lengths[-1] :])
+        is_sum = self._sum_mask(input_ids, attention_mask) if unrolls else None
+
+        segments = list(
+            self._forward_segments(
+                inputs_embeds,
+                attention_mask,
+                position_ids,
+                is_sum,
+                softprompt,
+                softprompt_attention_mask,
+                lengths,
+                resolve_num_summary(max_summary_length, self.config),
+                output_softprompt,
+                cache,
+                **kwargs,
+            )
+        )
+        last_hidden_state = torch.cat([segment.last_hidden_state for segment in segments], dim=1)
+        softprompt = segments[-1].softprompt
+        softprompt_attention_mask = mask_or_ones(
+            segments[-1].softprompt_attention_mask, softprompt.shape[1], softprompt.device
+        ).expand(softprompt.shape[0], -1)
+        logits = None
+        if not skip_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(last_hidden_state[:, kept])
+        length_penalty = self._length_penalty(segments)
+        loss = None
+        if labels is not None or shift_labels is not None:
+            targets = self._targets(last_hidden_state, input_ids, labels, shift_labels)
+            loss = self._loss(last_hidden_state, logits, targets, length_penalty, num_items_in_batch)
+        return AutoCompressorOutput(
+            loss=loss,
+            logits=logits,
+            last_hidden_state=last_hidden_state,
+            cache=cache,
+            softprompt=softprompt,
+            softprompt_attention_mask=softprompt_attention_mask,
+            summaries=tuple(segment.summary for segment in segments if segment.summary is not None),
+            length_penalty=length_penalty,
+            hidden_states=join_hidden_states([segment.hidden_states for segment in segments]),
+            attentions=join_attentions([segment.attentions for segment in segments]),
+        )
+
+    def _sum_mask(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None) -> torch.BoolTensor:
+        """Where `<sum>` stands, `(batch, length)`."""
+        check_layer_checkpointing(self)
+        is_sum = input_ids == self.config.sum_token_id
+        return is_sum if attention_mask is None else is_sum & attention_mask[:, -is_sum.shape[1] :].bool()
+
+    def _is_control(self, ids: torch.LongTensor) -> torch.BoolTensor:
+        return (ids == self.config.sum_token_id) | (ids == self.config.eoc_token_id)
+
+    def _targets(self, last_hidden_state, input_ids, labels, shift_labels) -> torch.LongTensor:
+        """The target of every position, `(batch, length)`; control tokens are none, and are passed over."""
+        check_targets(labels if shift_labels is None else shift_labels, last_hidden_state.shape[:2])
+        if not self.config.variable_length:
+            return shift_labels_left(labels) if shift_labels is None else shift_labels
+        if shift_labels is not None:
+            return shift_labels.masked_fill(self._is_control(shift_labels), -100)
+        control = self._is_control(labels)
+        return shift_labels_left(labels, control if input_ids is None else control | self._is_control(input_ids))
+
+    def _length_penalty(self, segments: list[SegmentOutput]) -> torch.Tensor | None:
+        """`compression_lambda` times the mean of E[L] / size over the rows and segments that were compressed."""
+        compressed = [segment for segment in segments if segment.relative_lengths is not None]
+        if not compressed:
+            return None
+        # s_1 is 1 where a row was compressed.
+        count = sum(segment.summary.weights[:, :1].detach().sum() for segment in compressed)
+        total = sum(segment.relative_lengths.sum() for segment in compressed)
+        return self.config.compression_lambda * total / count.clamp_min(1)
+
+    def _loss(self, last_hidden_state, logits, targets, length_penalty, num_items_in_batch) -> torch.Tensor:
+        """Mean cross-entropy of the next tokens; from the logits where all of them are there, else in chunks."""
+        if logits is not None and logits.shape[:2] == targets.shape:
+            loss = summed_cross_entropy(logits, targets)
+        else:
+            loss = chunked_cross_entropy(self.lm_head, last_hidden_state, targets, self.config.vocab_size)
+        if length_penalty is not None:
+            # It weighs as much as the targets of this call among all that the loss is a mean over.
+            loss = loss + length_penalty * (targets != -100).sum()
+        return mean_over_targets(loss, targets, num_items_in_batch)
+
+    @torch.no_grad()
+    def compress(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        segment_lengths: int | list[int] | None = None,
+        softprompt: torch.FloatTensor | None = None,
+        softprompt_attention_mask: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        max_summary_length: int | None = None,
+        return_attention_mask: bool = False,
+    ) -> torch.FloatTensor | tuple[torch.FloatTensor, torch.LongTensor]:
+        r"""
+        Compresses a text of any length into summary vectors, one segment at a time and without logits.
+
+        Args:
+            input_ids, attention_mask, softprompt, softprompt_attention_mask, inputs_embeds, max_summary_length:
+                As in [`~AutoCompressorMixin.forward`]. With `softprompt`, the text continues what it summarises. The
+                text is without `<sum>`, which is appended here where the number of vectors is variable.
+            segment_lengths (`int` or `list[int]`, *optional*):
+                As in [`~AutoCompressorMixin.forward`]. Default: [`~AutoCompressorMixin.default_segment_lengths`].
+            return_attention_mask (`bool`, defaults to `False`):
+                Whether to return the `softprompt_attention_mask` too, which rows with different numbers of vectors
+                need.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`; with
+            `return_attention_mask`, a tuple with the `torch.LongTensor` of shape `(batch_size, softprompt_length)`.
+
+        Raises:
+            ValueError: as `forward`; if the model makes no summary vectors, or is in training mode and would make a
+                variable number of them; if rows have different numbers of them and the mask is not asked for.
+        """
+        config = self.config
+        if config.max_vectors == 0:
+            raise ValueError("`compress` needs a model with `summary_length` above 0; this one has 0.")
+        if config.variable_length and self.training:
+            raise ValueError(
+                "`compress` is for inference: call `model.eval()` before, in training lengths are weights."
+            )
+        text = input_ids if inputs_embeds is None else inputs_embeds
+        check_text(input_ids, inputs_embeds, self.embedding_dim)
+        if segment_lengths is None:
+            segment_lengths = self.default_segment_lengths(text.shape[1])
+        lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
+        attention_mask = check_attention_mask(attention_mask, text, 0, 0)
+        is_sum = None
+        if config.variable_length:
+            given = {"input_ids": input_ids, "attention_mask": attention_mask}
+            input_ids, attention_mask, lengths = self._append_sum_tokens(given, lengths)
+            is_sum = self._sum_mask(input_ids, attention_mask)
+        check_segments(segment_lengths, lengths, 0, self.max_segment_length)
+        inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
+        softprompt, mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
+        num_summary = resolve_num_summary(max_summary_length, config)
+        for segment in self._forward_segments(
+            inputs_embeds, attention_mask, None, is_sum, softprompt, mask, lengths, num_summary, output_softprompt=True
+        ):
+            softprompt, mask = segment.softprompt, segment.softprompt_attention_mask
+        mask = mask_or_ones(mask, softprompt.shape[1], softprompt.device).expand(softprompt.shape[0], -1)
+        if return_attention_mask:
+            return softprompt, mask
+        if (config.variable_length or attention_mask is not None) and not mask.all():
+            raise ValueError(
+                "The rows have different numbers of summary vectors: `return_attention_mask=True` returns the mask"
+                " that they need (`softprompt_attention_mask`)."
+            )
+        return softprompt
+
+    def _text_embeds(self, input_ids, inputs_embeds) -> torch.Tensor:
+        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _prepare_cache(self, cache: Cache | None, use_cache: bool) -> SoftpromptCache | None:
+        """Returns the cache to continue or to fill, if any; transformers' gradient checkpointing drops caches."""
+        if cache is None and not use_cache:
+            return None
+        cache = SoftpromptCache.from_cache(cache)
+        if not drops_caches(self):
+            return cache
+        if not cache.is_empty:
+            raise ValueError("`cache` cannot be continued in training with gradient checkpointing.")
+        return None
+
+
+class OPTPositionalEmbeddingWithPadding(OPTLearnedPositionalEmbedding):
+    """OPT's position table with row 1 as padding: zero in a new table and never trained. Position -1 reads it."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        super().__init__(num_embeddings, embedding_dim)
+        self.padding_idx = 1
+
+
+def drop_position_ids(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook: flash attention would read the -1 of summary vectors as the border of packed documents."""
+    return args, kwargs | {"position_ids": None}
+
+
+class OPTAutoCompressorModel(AutoCompressorMixin, OPTForCausalLM):
+    """OPT that compresses: summary vectors have no position, and the positions of the text restart each segment."""
+
+    config: OPTAutoCompressorConfig
+    summary_takes_positions = False
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.config.word_embed_proj_dim
+
+    def setup_autocompressor(self):
+        config = self.config
+        positions = OPTPositionalEmbeddingWithPadding(config.max_position_embeddings, config.hidden_size)
+        self.model.decoder.embed_positions = positions
+        super().setup_autocompressor()
+
+    @torch.no_grad()
+    def resize_position_embeddings(self, new_num_position_embeddings: int):
+        """Repeats the trained position table until it has `new_num_position_embeddings` rows, or cuts it."""
+        old = self.model.decoder.embed_positions
+        rows, positions = old.weight.split([old.offset, old.num_embeddings - old.offset])
+        repeats = math.ceil(new_num_position_embeddings / positions.shape[0])
+        new = OPTPositionalEmbeddingWithPadding(new_num_position_embeddings, old.embedding_dim)
+        table = torch.cat([rows, positions.repeat(repeats, 1)[:new_num_position_embeddings]])
+        new.weight = nn.Parameter(table, requires_grad=old.weight.requires_grad)
+        self.model.decoder.embed_positions = new
+        super().resize_position_embeddings(new_num_position_embeddings)
+
+
+class LlamaAutoCompressorModel(AutoCompressorMixin, LlamaForCausalLM):
+    """Llama that compresses: rotary positions run through softprompt, text and summary, and restart each segment."""
+
+    config: LlamaAutoCompressorConfig
+
+
+class MistralAutoCompressorModel(AutoCompressorMixin, MistralForCausalLM):
+    """Mistral that compresses. Softprompt and segment must fit into its sliding window, if it has one."""
+
+    config: MistralAutoCompressorConfig
+
+
+class Qwen2AutoCompressorModel(AutoCompressorMixin, Qwen2ForCausalLM):
+    """Qwen2 and Qwen2.5 that compress."""
+
+    config: Qwen2AutoCompressorConfig
+
+
+class Qwen3AutoCompressorModel(AutoCompressorMixin, Qwen3ForCausalLM):
+    """Qwen3 that compresses."""
+
+    config: Qwen3AutoCompressorConfig
+
+
+class GemmaAutoCompressorModel(AutoCompressorMixin, GemmaForCausalLM):
+    """Gemma (the first) that compresses."""
+
+    config: GemmaAutoCompressorConfig
+
+
+AutoCompressorModel = OPTAutoCompressorModel
+
+
+__all__ = [
+    "AutoCompressorMixin",
+    "AutoCompressorModel",
+    "GemmaAutoCompressorModel",
+    "LlamaAutoCompressorModel",
+    "MistralAutoCompressorModel",
+    "OPTAutoCompressorModel",
+    "Qwen2AutoCompressorModel",
+    "Qwen3AutoCompressorModel",
+]

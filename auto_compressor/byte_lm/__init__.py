@@ -1,0 +1,1 @@
+"""Byte language models: with adaptive borders, and their GRU baseline; a lossless codec."""

@@ -1,0 +1,71 @@
+"""`auto-compressor compress`: any file into fewer bits, by what a language model of bytes predicts."""
+
+import argparse
+import time
+from functools import partial
+
+from ...cli.common import (
+    add_byte_lm_arguments,
+    check_files,
+    check_installed,
+    load_byte_lm,
+    print_facts,
+    print_growth,
+    progress_bar,
+    read_bytes,
+    write_bytes,
+)
+
+
+NAME = "compress"
+HELP = "compress a file of any kind without loss, with a language model of bytes and a range coder"
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("file", help="any file; - reads standard input")
+    parser.add_argument(
+        "--num-streams",
+        type=int,
+        help="parts that are read side by side: more are faster, fewer make a smaller file (default: one per 16 KiB)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        help="bytes of context after which the model starts again (default: what it can hold, or all)",
+    )
+    add_byte_lm_arguments(parser)
+
+
+def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
+    from ..codec import read_header
+
+    header, to_stdout = read_header(blob), str(args.output) == "-"
+    num_bytes = max(header.num_bytes, 1)
+    facts = {
+        "file": "standard output" if to_stdout else str(args.output),
+        "bytes in / of file": f"{header.num_bytes:,} / {len(blob):,}",
+        "bits per byte of the model": f"{header.ideal_bits / num_bytes:.4f}",
+        "bits per byte of the file": f"{8 * len(blob) / num_bytes:.4f}",
+        "compression ratio": f"{header.num_bytes / len(blob):.2f}x",
+        "streams": f"{header.num_streams:,} of {header.num_steps:,} bytes",
+        "seconds (bytes/s)": f"{seconds:.1f} ({header.num_bytes / seconds:,.0f})",
+    }
+    print_facts(facts, stderr=to_stdout)
+    print_growth(header.num_bytes, blob, to_stdout)
+
+
+def run(args: argparse.Namespace):
+    check_installed("constriction", "constriction", "codec")
+    check_files(args)
+    data = read_bytes(args.file)
+    model = load_byte_lm(args)
+
+    from ..codec import compress_bytes
+
+    start = time.perf_counter()
+    with progress_bar() as bar:
+        progress = partial(bar.track, description="Compressing")
+        blob = compress_bytes(model, data, args.num_streams, args.window, progress)
+    seconds = time.perf_counter() - start
+    write_bytes(args.output, blob)
+    print_summary(blob, args, seconds)

@@ -1,0 +1,1 @@
+"""The continuous text autoencoder: tokens to latent vectors, and back."""

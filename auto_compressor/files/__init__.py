@@ -1,0 +1,1 @@
+"""What lies outside: models, files and folders, and how they are read and written."""

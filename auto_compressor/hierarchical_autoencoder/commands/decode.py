@@ -1,0 +1,37 @@
+"""`auto-compressor decode`: the bytes of a file of `auto-compressor encode`."""
+
+import argparse
+from functools import partial
+
+from ...cli.common import (
+    add_codec_arguments,
+    check_codec_arguments,
+    file_name,
+    load_autoencoder,
+    progress_bar,
+    read_bytes,
+    write_bytes,
+)
+
+
+NAME = "decode"
+HELP = "restore a file from what `encode` made of it"
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("file", help="what `encode` wrote, with the same model; - reads standard input")
+    add_codec_arguments(parser)
+
+
+def run(args: argparse.Namespace):
+    check_codec_arguments(args)
+    blob = read_bytes(args.file)
+
+    from ..codec import decode_bytes, read_header
+
+    name = file_name(args.file)
+    read_header(blob, name)  # what is no such file needs no model
+    model = load_autoencoder(args)
+    with progress_bar() as bar:
+        data = decode_bytes(model, blob, args.batch_size, partial(bar.track, description="Decoding"), name)
+    write_bytes(args.output, data)

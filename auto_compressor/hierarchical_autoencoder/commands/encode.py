@@ -1,0 +1,60 @@
+"""`auto-compressor encode`: any file into the codes of a HierarchicalAutoencoder, with or without loss."""
+
+import argparse
+import time
+from functools import partial
+
+from ...cli.common import (
+    add_codec_arguments,
+    check_codec_arguments,
+    load_autoencoder,
+    print_facts,
+    print_growth,
+    progress_bar,
+    read_bytes,
+    write_bytes,
+)
+
+
+NAME = "encode"
+HELP = "compress a file of any kind to the codes of a hierarchical autoencoder"
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("file", help="any file; - reads standard input")
+    parser.add_argument("--lossless", action="store_true", help="also store what the codes get wrong")
+    add_codec_arguments(parser)
+
+
+def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
+    from ..codec import read_header
+
+    header, to_stdout = read_header(blob), str(args.output) == "-"
+    num_bytes = max(header.num_bytes, 1)
+    right = f"{header.right_bytes / num_bytes:.2%}"
+    facts = {
+        "file": "standard output" if to_stdout else str(args.output),
+        "bytes in / of file": f"{header.num_bytes:,} / {len(blob):,}",
+        "bits per byte": f"{8 * len(blob) / num_bytes:.2f}",
+        "codes": f"{header.num_codes:,}",
+        "bytes per code": f"{header.num_bytes / max(header.num_codes, 1):.2f}",
+        "bytes of patches that come back": f"all (lossless), {right} by the codes alone" if header.lossless else right,
+        "seconds (bytes/s)": f"{seconds:.1f} ({header.num_bytes / seconds:,.0f})",
+    }
+    print_facts(facts, stderr=to_stdout)
+    print_growth(header.num_bytes, blob, to_stdout)
+
+
+def run(args: argparse.Namespace):
+    check_codec_arguments(args)
+    data = read_bytes(args.file)
+    model = load_autoencoder(args)
+
+    from ..codec import encode_bytes
+
+    start = time.perf_counter()
+    with progress_bar() as bar:
+        blob = encode_bytes(model, data, args.lossless, args.batch_size, partial(bar.track, description="Encoding"))
+    seconds = time.perf_counter() - start
+    write_bytes(args.output, blob)
+    print_summary(blob, args, seconds)
