@@ -8,70 +8,15 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 
+from .families import FAMILIES, module_of
 from .import_hook import AfterTransformers
 from .moved_modules import MovedModules
 
 
 # module of this package -> its public names
-PUBLIC_NAMES = {
-    "byte_lm.outputs": ["ByteLMOutput"],
-    "autocompressor.outputs": ["AutoCompressorOutput", "SegmentSummary"],
-    "activation_compressor.cache_policies": ["POLICIES"],
-    "activation_compressor.configuration_activation_compressor": ["ActivationCompressorConfig"],
-    "byte_lm.configuration_adaptive_byte": ["AdaptiveByteConfig"],
-    "autocompressor.configuration_autocompressor": [
-        "AutoCompressorConfigMixin",
-        "GemmaAutoCompressorConfig",
-        "LlamaAutoCompressorConfig",
-        "MistralAutoCompressorConfig",
-        "OPTAutoCompressorConfig",
-        "Qwen2AutoCompressorConfig",
-        "Qwen3AutoCompressorConfig",
-    ],
-    "continuous_text_autoencoder.configuration_continuous_text_autoencoder": ["ContinuousTextAutoencoderConfig"],
-    "byte_lm.configuration_gru_byte": ["GRUByteConfig"],
-    "hierarchical_autoencoder.configuration_hierarchical_autoencoder": [
-        "CodeSequenceConfig",
-        "HierarchicalAutoencoderConfig",
-        "HierarchicalLevelConfig",
-    ],
-    "continuous_text_autoencoder.outputs": [
-        "ContinuousDecoderOutput",
-        "ContinuousEncoderOutput",
-        "ContinuousTextAutoencoderOutput",
-    ],
-    "hierarchical_autoencoder.outputs": [
-        "HierarchicalAutoencoderOutput",
-        "HierarchicalDecoderOutput",
-        "HierarchicalEncoderOutput",
-    ],
-    "activation_compressor.merging_cache": ["MergingCache", "merging_attention"],
-    "activation_compressor.modeling_activation_compressor": ["ActivationCompressor", "ActivationCompressorOutput"],
-    "byte_lm.modeling_adaptive_byte": ["AdaptiveByteForCausalLM"],
-    "autocompressor.modeling_autocompressor": [
-        "AutoCompressorMixin",
-        "AutoCompressorModel",
-        "GemmaAutoCompressorModel",
-        "LlamaAutoCompressorModel",
-        "MistralAutoCompressorModel",
-        "OPTAutoCompressorModel",
-        "Qwen2AutoCompressorModel",
-        "Qwen3AutoCompressorModel",
-    ],
-    "continuous_text_autoencoder.modeling_continuous_text_autoencoder": ["ContinuousTextAutoencoder"],
-    "byte_lm.modeling_gru_byte": ["GRUByteForCausalLM"],
-    "hierarchical_autoencoder.modeling_hierarchical_autoencoder": [
-        "ByteSegmentCompressor",
-        "CodeExpander",
-        "CodeSequenceTransformer",
-        "HierarchicalAutoencoder",
-        "LearnedQueryAttention",
-        "SlidingWindowAttention",
-        "VectorQuantizer",
-    ],
-    "byte_lm.recurrent_cache": ["RecurrentCache"],
-    "autocompressor.softprompt_cache": ["SoftpromptCache"],
-    "tokenization_bytes": ["ByteTokenizer"],
+PUBLIC_NAMES = {"tokenization_bytes": ["ByteTokenizer"]}
+PUBLIC_NAMES |= {
+    f"{family}.{module}": names for family in FAMILIES for module, names in module_of(family).PUBLIC_NAMES.items()
 }
 
 MODULES = {name: module for module, names in PUBLIC_NAMES.items() for name in names}

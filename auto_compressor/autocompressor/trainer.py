@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
-from ..training.arguments import TrainingArguments
 from ..training.mixin import TrainerMixin
+from .arguments import TrainingArguments
 from .gating import survival
 from .losses import shift_labels_left
 from .objectives import distillation_loss, reconstruction_loss

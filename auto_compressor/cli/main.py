@@ -3,24 +3,27 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from ..activation_compressor.commands import report_activation
-from ..autocompressor.commands import generate, perplexity, summarize
-from ..byte_lm.commands import compress, decompress
-from ..continuous_text_autoencoder.commands import (
-    filtered_test_set,
-    random_test_set,
-    reconstruction_accuracy,
-    token_statistics,
-    view_errors,
-)
-from ..hierarchical_autoencoder.commands import decode, encode
+from ..families import FAMILIES, module_of
 from . import check_causality, convert, evaluate, show_borders, train
 
 
-COMMANDS = (train, summarize, generate, perplexity, encode, decode, compress, decompress)
-COMMANDS += (convert, check_causality, show_borders, report_activation, evaluate)
-COMMANDS += (token_statistics, filtered_test_set, random_test_set, reconstruction_accuracy, view_errors)
+def command_groups() -> dict[str, tuple[ModuleType, ...]]:
+    """The sub-commands, by what they are for."""
+    groups = {"All families": (train, evaluate, convert, show_borders, check_causality)}
+    families = (module_of(family, "commands") for family in FAMILIES)
+    return groups | {commands.TITLE: commands.COMMANDS for commands in families}
+
+
+def overview(groups: dict[str, tuple[ModuleType, ...]]) -> str:
+    """What `--help` lists."""
+    width = max(len(command.NAME) for commands in groups.values() for command in commands)
+    parts = []
+    for title, commands in groups.items():
+        lines = (f"  {command.NAME:{width}}  {command.HELP}" for command in commands)
+        parts.append("\n".join([f"{title}:", *lines]))
+    return "\n\n".join(parts)
 
 
 class ShowVersion(argparse.Action):
@@ -38,12 +41,18 @@ class ShowVersion(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command. Returns 0, or 1 after an error of one line, or 130 after an interruption."""
-    parser = argparse.ArgumentParser(prog="auto-compressor", description="Compress text for language models.")
+    groups = command_groups()
+    parser = argparse.ArgumentParser(
+        prog="auto-compressor",
+        description="Compress text for language models.",
+        epilog=overview(groups),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the version of the package and exit")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", help="one of those below; COMMAND --help")
+    for command in (command for commands in groups.values() for command in commands):
         options = getattr(command, "PARSER", {})
-        subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP, **options)
+        subparser = subparsers.add_parser(command.NAME, description=command.HELP, **options)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     args, unknown = parser.parse_known_args(argv)

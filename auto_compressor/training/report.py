@@ -1,13 +1,19 @@
-"""What training says while it runs: one short line for a report, and a warning where nothing can be learned."""
+"""What a run says: a short line for every report, a warning where nothing can be learned, and a table at the end."""
 
+import csv
 import logging as python_logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import logging
+
+from ..files.whole_files import whole_file
 
 
 logger = logging.get_logger(__name__)
@@ -117,4 +123,31 @@ def expected_messages_are_silent() -> Iterator[None]:
             handler.removeFilter(is_news)
 
 
-__all__ = ["add_reports", "expected_messages_are_silent"]
+def write_report(rows: list[dict], path: Path):
+    """Prints the rows as a table and writes them as CSV."""
+    table = Table(title="Evaluation")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column in ("set", "part", "metric") else "right")
+    formats = {"perplexity": "{:.2f}", "accuracy": "{:.3f}", "tokens": "{:,}", "vectors": "{:.1f}", "value": "{:,.4g}"}
+    for row in rows:
+        cells = (formats.get(key, "{}").format(value) if value is not None else "-" for key, value in row.items())
+        table.add_row(*cells)
+    Console().print(table)
+    with whole_file(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def metric_rows(name: str, metrics: dict[str, Any], training_args: TrainingArguments) -> list[dict[str, Any]]:
+    """Rows of the report on one validation set, one per metric; histograms are left out."""
+    prefix = f"eval_{name}_"
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    return [
+        {"set": name, "metric": key.removeprefix(prefix), "value": value}
+        for key, value in metrics.items()
+        if key.startswith(prefix) and key.removeprefix(prefix) not in timing and not isinstance(value, list)
+    ]
+
+
+__all__ = ["add_reports", "expected_messages_are_silent", "metric_rows", "write_report"]

@@ -1,0 +1,13 @@
+"""Sub-commands of `auto-compressor`, in the order in which they are listed."""
+
+from . import filtered_test_set, random_test_set, reconstruction_accuracy, token_statistics, view_errors
+
+
+TITLE = "Continuous text autoencoder"
+COMMANDS = (
+    token_statistics,
+    filtered_test_set,
+    random_test_set,
+    reconstruction_accuracy,
+    view_errors,
+)

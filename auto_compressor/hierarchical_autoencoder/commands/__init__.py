@@ -1,0 +1,10 @@
+"""Sub-commands of `auto-compressor`, in the order in which they are listed."""
+
+from . import decode, encode
+
+
+TITLE = "Hierarchical byte autoencoder"
+COMMANDS = (
+    encode,
+    decode,
+)
