@@ -26,7 +26,6 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.utils import logging
 
 from .families import DEFAULT, MODEL_TYPES, training_family
-from .training.arguments import DataTrainingArguments
 from .training.checkpoints import check_settings, find_checkpoint, settings_of, write_settings
 from .training.family import Family, RunArguments, make_trainer
 from .training.report import add_reports, expected_messages_are_silent, write_report
@@ -105,9 +104,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None):
     chooser.add_argument("--model_type", choices=MODEL_TYPES, default=DEFAULT)
     chosen, rest = chooser.parse_known_args(argv)
     family = training_family(chosen.model_type)
-    groups = (family.model_arguments, DataTrainingArguments, family.training_arguments)
     epilog = f"--model_type chooses the family: {', '.join(MODEL_TYPES)}."
-    parser = HfArgumentParser(groups, prog=prog, epilog=epilog)
+    parser = HfArgumentParser(family.argument_groups, prog=prog, epilog=epilog)
     try:
         with expected_messages_are_silent():
             run(family, RunArguments(*parser.parse_args_into_dataclasses(rest)))

@@ -82,7 +82,9 @@ def no_warnings(monkeypatch):
     assert told == []
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: "-".join(path.relative_to(PACKAGE).parts)
+)
 def test_no_module_uses_the_old_name(path):
     """As a parameter, `past_key_values=None, **kwargs` would swallow the cache that 5.24 passes as `cache`."""
     if path.stem == "cache_names":

@@ -399,7 +399,9 @@ def test_unreachable_model(capsys):
 def test_installed_command_lists_the_sub_commands():
     command = [sys.executable, "-m", "auto_compressor.cli.main", "--help"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert {module.NAME for module in COMMANDS} == set(re.findall(r"^    ([a-z-]+)", output, flags=re.MULTILINE))
+    assert {module.NAME for module in COMMANDS} == set(
+        re.findall(r"^  ([a-z-]+)  +\w.*$", output.split("All families:")[1], flags=re.MULTILINE)
+    )
 
 
 def test_version(capsys):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import train
 from auto_compressor.cli.main import main
+from auto_compressor.families import MODEL_TYPES
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from auto_compressor.files.loading import load_tokenizer
 
@@ -62,7 +62,7 @@ def test_no_command_runs_code_of_a_model(command, hostile, answers_yes, tmp_path
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("kind", train.FAMILIES)
+@pytest.mark.parametrize("kind", MODEL_TYPES)
 def test_training_runs_no_code_of_a_model(kind, hostile, answers_yes, main, tmp_path):
     arguments = ["--model_type", kind, "--do_train", "--max_steps", 1, "--model_name_or_path", hostile]
     with pytest.raises(SystemExit) as error:

@@ -10,18 +10,8 @@ import pytest
 from transformers import HfArgumentParser
 
 import auto_compressor
-from args import (
-    ActivationArguments,
-    ActivationTrainingArguments,
-    AdaptiveByteArguments,
-    ContinuousTextArguments,
-    ContinuousTrainingArguments,
-    DataTrainingArguments,
-    HierarchicalArguments,
-    ModelArguments,
-    TrainingArguments,
-)
 from auto_compressor.cli import main as command
+from auto_compressor.families import MODEL_TYPES, training_family
 
 
 ROOT = Path(__file__).parents[1]
@@ -50,13 +40,10 @@ def test_scripts_exist():
 
 
 def test_flags_exist():
-    groups = [(ModelArguments, DataTrainingArguments, TrainingArguments), HierarchicalArguments, AdaptiveByteArguments]
-    groups += [
-        (ActivationArguments, ActivationTrainingArguments),
-        (ContinuousTextArguments, ContinuousTrainingArguments),
-    ]
+    groups = [training_family(model_type).argument_groups for model_type in MODEL_TYPES]
     known = {flag for group in groups for flag in HfArgumentParser(group)._option_string_actions}
-    sources = [path.read_text() for path in (ROOT / "auto_compressor" / "cli").glob("*.py")]
+    commands = [path for path in (ROOT / "auto_compressor").rglob("*.py") if path.parent.name in ("cli", "commands")]
+    sources = [path.read_text() for path in commands]
     sources += [path.read_text() for path in [ROOT / "auto_compressor/train.py", *(ROOT / "benchmarks").glob("*.py")]]
     known |= set(re.findall(r'"(--[\w-]+)"', "".join(sources)))
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) <= known

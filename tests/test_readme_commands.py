@@ -10,8 +10,8 @@ import pytest
 from train_testing import ROOT, environment
 from transformers import HfArgumentParser
 
-import train
 from auto_compressor.cli import main as command
+from auto_compressor.families import training_family
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def check_arguments(arguments: list[str]):
     """They are parsed by the family that they name; precision and distribution depend on the machine."""
     name = family_of(arguments)
     left = [word for word in arguments if word not in ("--model_type", name, "--bf16")]
-    HfArgumentParser(train.FAMILIES[name].arguments).parse_args_into_dataclasses([*left, "--use_cpu"])
+    HfArgumentParser(training_family(name).argument_groups).parse_args_into_dataclasses([*left, "--use_cpu"])
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if re.search(r"run/train\w*\.sh|python train\.py", line)])

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ByteTokenizer, LlamaAutoCompressorModel
 from auto_compressor.autocompressor.adapters import save_adapters
-from auto_compressor.train import lora_config
-from auto_compressor.training.arguments import DataTrainingArguments, ModelArguments
+from auto_compressor.autocompressor.arguments import ModelArguments
+from auto_compressor.autocompressor.family import lora_config
+from auto_compressor.training.arguments import DataTrainingArguments
 from auto_compressor.training.checkpoints import last_whole_checkpoint
 from auto_compressor.training.data import load_datasets
 

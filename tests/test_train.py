@@ -31,11 +31,13 @@ from train_testing import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, set_seed
 
-import train
 from args import ModelArguments, TrainingArguments
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
 from auto_compressor.autocompressor.bases import load_autocompressor
+from auto_compressor.autocompressor.family import add_lora, load_model_and_tokenizer, load_teacher
+from auto_compressor.families import MODEL_TYPES
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.training.checkpoints import last_whole_checkpoint
 
 
 SEGMENTS = "--segment_lengths 16 16 --training_substeps 2 --summary_length 4".split()
@@ -123,7 +125,7 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
     arguments = ["--model_name_or_path", base, *SEGMENTS]
     model_args = ModelArguments(model_name_or_path=base, lora=True)
     training_args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, summary_length=4)
-    model = train.add_lora(train.load_model_and_tokenizer(model_args, training_args)[0], model_args, training_args)
+    model = add_lora(load_model_and_tokenizer(model_args, training_args)[0], model_args, training_args)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "embed_summary.modules_to_save" in name for name in trainable)
 
@@ -150,7 +152,7 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
     merged = load_autocompressor(str(first)).eval()
     assert merged.config.summary_length == 4
     assert torch.equal(merged.embed_summary.weight, adapters["base_model.model.embed_summary.weight"])
-    adapted = PeftModel.from_pretrained(train.load_model_and_tokenizer(model_args, training_args)[0], first).eval()
+    adapted = PeftModel.from_pretrained(load_model_and_tokenizer(model_args, training_args)[0], first).eval()
     ids = torch.randint(3, 64, (2, 24))
     for call in (lambda model: model.compress(ids, segment_lengths=8), lambda model: model(ids).logits):
         assert_close(call(merged), call(adapted), rtol=0, atol=1e-5)
@@ -193,7 +195,7 @@ def test_variable_length_lora(base, main, tmp_path):
     assert torch.equal(merged.stop_head.bias, adapters["base_model.model.stop_head.bias"])
     model_args = ModelArguments(model_name_or_path=base)
     training_args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, compression_max_len=3)
-    model, _ = train.load_model_and_tokenizer(model_args, training_args)
+    model, _ = load_model_and_tokenizer(model_args, training_args)
     adapted = PeftModel.from_pretrained(model, first).eval()
     ids = torch.randint(3, 64, (2, 24))
     for call in (
@@ -310,7 +312,7 @@ def test_killed_run_goes_on(base, cache_dir, main, tmp_path):
         shutil.copytree(killed / "checkpoint-4", killed / name)  # the first has the state of another step
     (killed / "checkpoint-999" / "trainer_state.json").write_text('{"global_st')
     (killed / "checkpoint-9999" / "trainer_state.json").unlink()
-    resumed_from = train.last_whole_checkpoint(str(killed))
+    resumed_from = last_whole_checkpoint(str(killed))
     assert Path(resumed_from).name in ("checkpoint-4", "checkpoint-8")
     main(*arguments, output_dir=whole)
     main(*arguments, output_dir=killed)
@@ -346,7 +348,7 @@ def test_two_processes_equal_one(kind, base, cache_dir, main, tmp_path):
 # What it says
 
 
-@pytest.mark.parametrize("model_type", [name for name in train.FAMILIES if name != "activation_compressor"])
+@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if name != "activation_compressor"])
 @pytest.mark.parametrize("warm_up", [1, 2])
 def test_a_warm_up_as_long_as_the_run_is_one_warning(model_type, warm_up, main, caplog):
     """In every family; a rate that is constant has none."""
@@ -407,7 +409,7 @@ def test_a_teacher_with_a_fixed_number_of_vectors(base, tmp_path):
     model = load_autocompressor(base, summary_length=4, compression_max_len=0)
     model.save_pretrained(tmp_path)
     arguments = {"distillation_weight": 1.0, "distillation_model": str(tmp_path), "use_cpu": True}
-    teacher = train.load_teacher(TrainingArguments(output_dir=str(tmp_path), **arguments), model)
+    teacher = load_teacher(TrainingArguments(output_dir=str(tmp_path), **arguments), model)
     assert teacher.config.max_vectors == 0
 
 

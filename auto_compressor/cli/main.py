@@ -3,24 +3,22 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from ..families import FAMILIES, module_of
 from . import check_causality, convert, evaluate, show_borders, train
 
 
-def command_groups() -> dict[str, tuple[ModuleType, ...]]:
-    """The sub-commands, by what they are for."""
-    groups = {"All families": (train, evaluate, convert, show_borders, check_causality)}
-    families = (module_of(family, "commands") for family in FAMILIES)
-    return groups | {commands.TITLE: commands.COMMANDS for commands in families}
+# title -> sub-commands
+GROUPS = {"All families": (train, evaluate, convert, show_borders, check_causality)}
+GROUPS |= {commands.TITLE: commands.COMMANDS for commands in (module_of(family, "commands") for family in FAMILIES)}
+COMMANDS = [command for commands in GROUPS.values() for command in commands]
 
 
-def overview(groups: dict[str, tuple[ModuleType, ...]]) -> str:
+def overview() -> str:
     """What `--help` lists."""
-    width = max(len(command.NAME) for commands in groups.values() for command in commands)
+    width = max(len(command.NAME) for command in COMMANDS)
     parts = []
-    for title, commands in groups.items():
+    for title, commands in GROUPS.items():
         lines = (f"  {command.NAME:{width}}  {command.HELP}" for command in commands)
         parts.append("\n".join([f"{title}:", *lines]))
     return "\n\n".join(parts)
@@ -41,16 +39,15 @@ class ShowVersion(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command. Returns 0, or 1 after an error of one line, or 130 after an interruption."""
-    groups = command_groups()
     parser = argparse.ArgumentParser(
         prog="auto-compressor",
         description="Compress text for language models.",
-        epilog=overview(groups),
+        epilog=overview(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the version of the package and exit")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", help="one of those below; COMMAND --help")
-    for command in (command for commands in groups.values() for command in commands):
+    for command in COMMANDS:
         options = getattr(command, "PARSER", {})
         subparser = subparsers.add_parser(command.NAME, description=command.HELP, **options)
         command.add_arguments(subparser)

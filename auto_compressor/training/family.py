@@ -68,6 +68,10 @@ class Family:
     vocab_size: Callable[[Any, PreTrainedTokenizerBase], int] = vocabulary_of_the_model
     report_rows: Callable[..., list[dict[str, Any]]] = metric_rows
 
+    @property
+    def argument_groups(self) -> tuple[type, type, type]:
+        return self.model_arguments, DataTrainingArguments, self.training_arguments
+
 
 def make_trainer(family: Family, arguments: RunArguments) -> Trainer:
     """The trainer of a run, with the model and the text that the arguments name."""

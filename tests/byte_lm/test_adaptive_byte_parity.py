@@ -28,7 +28,7 @@ from auto_compressor.hierarchical_autoencoder.patching import (
 )
 
 
-FOLDER = Path(__file__).parent / "fixtures" / "adaptive_byte"
+FOLDER = Path(__file__).parents[1] / "fixtures" / "adaptive_byte"
 CASES = json.loads((FOLDER / "cases.json").read_text())["cases"]
 TENSORS = load_file(FOLDER / "tensors.safetensors")
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

@@ -30,7 +30,7 @@ from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT,
 from auto_compressor.files.text_streams import stream_rows, tokenize_rows
 
 
-FIXTURES = Path(__file__).parent / "fixtures" / "continuous_text"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "continuous_text"
 FILTER_CASES = json.loads((FIXTURES / "cases.json").read_text())["filter_cases"]
 TEXTS = ["In the beginning\n", ' God created, "quoted" and so on ', "null", "na\u00efve \u4e2d\n\nend"]
 

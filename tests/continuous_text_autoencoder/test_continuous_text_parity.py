@@ -17,7 +17,7 @@ from auto_compressor.published import FORMATS, load_published
 from auto_compressor.training.muon import MuonWithAdamW, muon_with_adamw
 
 
-FIXTURES = Path(__file__).parent / "fixtures" / "continuous_text"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "continuous_text"
 CASES = json.loads((FIXTURES / "cases.json").read_text())
 FAMILY = "continuous_text_autoencoder"
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -20,10 +20,10 @@ from torch.testing import assert_close
 from train_testing import ROOT, TORCHRUN, common_arguments, losses_in, metrics_of, read_json, run_command, weights_in
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
-import train
 from args import HierarchicalArguments
 from auto_compressor import ByteTokenizer, HierarchicalAutoencoder
 from auto_compressor.hierarchical_autoencoder import metrics as reconstruction
+from auto_compressor.hierarchical_autoencoder.family import hierarchical_config, load_hierarchical
 from auto_compressor.hierarchical_autoencoder.outputs import HierarchicalDecoderOutput
 from auto_compressor.hierarchical_autoencoder.trainer import SAMPLES_FILE
 from data import cut_documents
@@ -214,7 +214,7 @@ def test_a_level_is_added_to_a_trained_model(main, tmp_path):
     arguments = ["--model_type", "hierarchical_autoencoder", "--model_name_or_path", first, "--num_levels", 2]
     arguments += ["--codebook_size", 64, "--hidden_size", 24]
     model_args = HierarchicalArguments(model_name_or_path=str(first), num_levels=2, codebook_size=[64])
-    model = train.load_hierarchical(model_args, None)
+    model = load_hierarchical(model_args, None)
     old = AutoModel.from_pretrained(first)
     assert_close(model.compressors[0].state_dict(), old.compressors[0].state_dict(), rtol=0, atol=0)
     assert [level.codebook_size for level in model.config.level_configs] == [32, 64]
@@ -260,7 +260,7 @@ def test_bad_arguments_end_in_one_line(arguments, message, main):
 
 def test_levels_get_their_values():
     arguments = HierarchicalArguments(num_levels=2, codebook_size=[32, 64], hidden_size=[16], fsq_levels=[4, 4])
-    config = train.hierarchical_config(arguments, 128)
+    config = hierarchical_config(arguments, 128)
     assert [level.codebook_size for level in config.level_configs] == [32, 64]
     assert [level.hidden_size for level in config.level_configs] == [16, 16]
     assert config.block_size == 128
@@ -272,7 +272,7 @@ def test_models_of_the_benchmark():
     (runs,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "RUNS"]
     for name, flags in ast.literal_eval(runs).items():
         (arguments,) = HfArgumentParser(HierarchicalArguments).parse_args_into_dataclasses(flags)
-        (level,) = train.hierarchical_config(arguments, None).level_configs
+        (level,) = hierarchical_config(arguments, None).level_configs
         assert level.quantizer.split("_")[0] in name.lower().replace("residual vq", "residual").replace(
             "ema vq", "ema"
         )

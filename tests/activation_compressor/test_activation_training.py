@@ -20,13 +20,14 @@ from train_testing import (
 )
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-import train
-from args import ActivationArguments
+from args import ActivationArguments, DataTrainingArguments
 from auto_compressor import ActivationCompressor, ActivationCompressorConfig
+from auto_compressor.activation_compressor.family import load_compressor
 from auto_compressor.activation_compressor.metrics import activation_metrics, continuation_statistics
 from auto_compressor.activation_compressor.trainer import CompressorWithBase
 from auto_compressor.autocompressor.losses import shift_labels_left
 from auto_compressor.cache_names import as_cache
+from auto_compressor.families import training_family
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from data import load_datasets
 
@@ -85,7 +86,7 @@ def test_metrics_of_the_report(segment_length, bases, train_llama):
     folder = train_llama("--do_train", "--do_eval", "--max_steps", 1, "--per_device_eval_batch_size", 3, *segments)
     compressor = ActivationCompressor.from_pretrained(folder).eval()
     base = AutoModelForCausalLM.from_pretrained(bases["llama"]).eval()
-    parser = HfArgumentParser(train.FAMILIES["activation_compressor"].arguments[1])
+    parser = HfArgumentParser(DataTrainingArguments)
     (data_args,) = parser.parse_args_into_dataclasses(["--max_eval_samples", "4"])
     (validation,) = load_datasets(data_args, AutoTokenizer.from_pretrained(bases["llama"]), 64)[1].values()
     statistics = []
@@ -144,7 +145,7 @@ def test_every_flag_has_an_effect(arguments, changed, bases):
         parser = HfArgumentParser(ActivationArguments)
         (model_args,) = parser.parse_args_into_dataclasses(["--model_name", str(bases["llama"]), *SIZES, *arguments])
         base = AutoModelForCausalLM.from_pretrained(bases["llama"])
-        compressor = train.load_compressor(model_args, base)
+        compressor = load_compressor(model_args, base)
         lengths = (model_args.continuation_length, model_args.segment_length)
         ids = torch.randint(2048, (2, model_args.max_length), generator=torch.Generator().manual_seed(0))
         outputs = CompressorWithBase(compressor, base, *lengths).train()(ids)
@@ -293,7 +294,7 @@ def test_run_script(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("Run cache_smollm2_x8_L1152 -> "), done.stderr
     command = done.stdout.splitlines()[1].split()
     assert command[:2] == ["train.py", "--use_cpu"] and command[-1] == "--no_use_residuals"
-    parser = HfArgumentParser(train.FAMILIES["activation_compressor"].arguments)
+    parser = HfArgumentParser(training_family("activation_compressor").argument_groups)
     model_args, _, training_args = parser.parse_args_into_dataclasses(
         [argument for argument in command[1:] if argument not in ("--model_type", "activation_compressor")]
     )

@@ -29,7 +29,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers.integrations import TensorBoardCallback
 
 import data
-import train
 from args import AdaptiveByteArguments, DataTrainingArguments
 from auto_compressor import (
     AdaptiveByteConfig,
@@ -41,7 +40,9 @@ from auto_compressor import (
 )
 from auto_compressor.byte_lm import metrics as byte_lm
 from auto_compressor.byte_lm.carried_state import CarriedState, LaneSampler
+from auto_compressor.byte_lm.family import load_byte_lm
 from auto_compressor.byte_lm.trainer import ByteLMTrainer
+from auto_compressor.families import training_family
 from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from data import load_datasets, with_wikitext
 
@@ -396,21 +397,21 @@ def test_fields_of_the_config():
     flags += ["--border-mode", "teacher_forced", "--dropout", "0.1", "--detach-meta-targets"]
     flags += ["--encoder_loss_weight", "0.3", "--meta_loss_weight", "0.2"]
     (arguments,) = HfArgumentParser(AdaptiveByteArguments).parse_args_into_dataclasses(flags)
-    config = train.load_byte_lm(AdaptiveByteConfig, arguments).config
+    config = load_byte_lm(AdaptiveByteConfig, arguments).config
     assert (config.hidden_size, config.num_levels, config.border_error_threshold) == (16, 4, 0.2)
     assert (config.byte_entropy_threshold, config.meta_uncertainty_threshold) == (12.0, [1.0, 2.0])
     assert (config.entropy_floor, config.entropy_reg_weight, config.dropout) == (0.5, 0.01, 0.1)
     assert config.border_mode == "teacher_forced" and config.detach_meta_targets
     assert (config.encoder_loss_weight, config.meta_loss_weight) == (0.3, 0.2)
-    baseline = train.load_byte_lm(GRUByteConfig, arguments)
+    baseline = load_byte_lm(GRUByteConfig, arguments)
     assert (baseline.config.hidden_size, baseline.config.num_levels, baseline.config.dropout) == (16, 4, 0.1)
     assert baseline.num_parameters() == AdaptiveByteForCausalLM(config).num_parameters()
 
 
 def test_published_defaults():
-    arguments = HfArgumentParser(train.FAMILIES["adaptive_byte"].arguments).parse_args_into_dataclasses([])
+    arguments = HfArgumentParser(training_family("adaptive_byte").argument_groups).parse_args_into_dataclasses([])
     model_args, _, training_args = arguments
-    config = train.load_byte_lm(AdaptiveByteConfig, model_args).config
+    config = load_byte_lm(AdaptiveByteConfig, model_args).config
     assert config.to_diff_dict() == AdaptiveByteConfig(architectures=config.architectures).to_diff_dict()
     assert (model_args.sequence_length, training_args.per_device_train_batch_size) == (128, 8)
     assert (training_args.learning_rate, training_args.weight_decay) == (3e-4, 1e-2)
@@ -551,7 +552,7 @@ def test_run_adaptive(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("Run adaptive_byte_L128_B1k -> "), done.stderr
     command = done.stdout.splitlines()[1].split()
     assert command[:2] == ["train.py", "--use_cpu"] and command[-1] == "--carry_state"
-    parser = HfArgumentParser(train.FAMILIES["adaptive_byte"].arguments)
+    parser = HfArgumentParser(training_family("adaptive_byte").argument_groups)
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(
         [argument for argument in command[1:] if argument not in ("--model_type", "adaptive_byte")]
     )

@@ -5,6 +5,16 @@ from collections import Counter
 
 import pytest
 import torch
+from tests.test_substep_trainer import (
+    EXACT,
+    families,
+    losses_of,
+    make_model,
+    make_rows,
+    make_trainer,
+    train,
+    weights_of,
+)
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoTokenizer, set_seed
@@ -21,16 +31,6 @@ from auto_compressor.autocompressor.objectives import distillation_loss, reconst
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from data import DataCollator
 from substep_trainer import draw_summary_length
-from tests.test_substep_trainer import (
-    EXACT,
-    families,
-    losses_of,
-    make_model,
-    make_rows,
-    make_trainer,
-    train,
-    weights_of,
-)
 
 
 CONTROL = {"sum_token_id": 62, "eoc_token_id": 63, "compression_max_len": 3, "compression_lambda": 0.5}

@@ -53,7 +53,7 @@ from auto_compressor.autocompressor.segments import equal_segment_lengths, resol
 from auto_compressor.cache_names import as_cache, cache_of
 
 
-FIXTURES = Path(__file__).parent / "fixtures" / "autocompressor" / "checkpoints"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "autocompressor" / "checkpoints"
 
 
 class AutoCompressorTests(AnyAutoCompressorTests):

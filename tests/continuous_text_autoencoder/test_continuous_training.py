@@ -39,7 +39,9 @@ import train
 from args import ContinuousTextArguments, ModelArguments, OptimArguments
 from args import TrainingArguments as SubstepArguments
 from auto_compressor import ByteTokenizer, ContinuousTextAutoencoder, ContinuousTextAutoencoderConfig
+from auto_compressor.autocompressor.family import add_lora, load_model_and_tokenizer
 from auto_compressor.continuous_text_autoencoder import modeling_continuous_text_autoencoder as modeling
+from auto_compressor.continuous_text_autoencoder.family import BLOCK_SIZE, SOURCE_OPTIONS, load_continuous_text
 from auto_compressor.continuous_text_autoencoder.metrics import (
     NOISE_LEVELS,
     STATISTICS,
@@ -49,6 +51,7 @@ from auto_compressor.continuous_text_autoencoder.metrics import (
     measure_continuous,
 )
 from auto_compressor.continuous_text_autoencoder.trainer import ContinuousTrainer, SeedProcesses
+from auto_compressor.families import MODEL_TYPES, training_family
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from auto_compressor.training.muon import MuonWithAdamW, muon_with_adamw
 
@@ -427,11 +430,11 @@ def base_of(tmp_path):
 
 
 def test_every_family_is_here():
-    assert set(SMALL) == set(train.FAMILIES)
-    assert all(issubclass(family.arguments[2], OptimArguments) for family in train.FAMILIES.values())
+    assert set(SMALL) == set(MODEL_TYPES)
+    assert all(issubclass(training_family(name).training_arguments, OptimArguments) for name in MODEL_TYPES)
 
 
-@pytest.mark.parametrize("family", train.FAMILIES)
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_muon_of_every_family(family, base_of, main, tmp_path):
     arguments = ["--model_type", family, *base_of(family), *SMALL[family].split()]
     arguments += ["--do_train", "--max_steps", 3, "--save_steps", 2]
@@ -491,8 +494,8 @@ def test_muon_trains_adapters(tmp_path):
     """Adapters by Muon; what is trained of embeddings and heads, and of nothing else, by AdamW."""
     model_args = ModelArguments(config_name="tiny", lora=True)
     training_args = SubstepArguments(output_dir=str(tmp_path), use_cpu=True, compression_max_len=3)
-    model, _ = train.load_model_and_tokenizer(model_args, training_args)
-    model = train.add_lora(model, model_args, training_args)
+    model, _ = load_model_and_tokenizer(model_args, training_args)
+    model = add_lora(model, model_args, training_args)
     optimizer = muon_with_adamw(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     adamw, muon = ({names[parameter] for parameter in group["params"]} for group in optimizer.param_groups)
@@ -512,12 +515,12 @@ def test_fields_of_the_config():
     flags += ["--kl_clip", "0", "--kl_warmup_steps", "9", "--tie_word_embeddings", "true", "--token_dropout", "0.2"]
     flags += ["--kl_loss_weight", "0"]
     (arguments,) = HfArgumentParser(ContinuousTextArguments).parse_args_into_dataclasses(flags)
-    config = train.load_continuous_text(arguments)[0].config
+    config = load_continuous_text(arguments)[0].config
     assert (config.architecture, config.chunk_size, config.num_chunk_layers) == ("chunk", 8, 2)
     assert (config.num_residual_blocks, config.kl_clip, config.kl_warmup_steps) == ([1], 0.0, 9)
     assert config.tie_word_embeddings and (config.token_dropout, config.kl_loss_weight) == (0.2, 0.0)
     assert config.vocab_size == 2048
-    names = {name for name in vars(ContinuousTextArguments()) if name not in train.SOURCE_OPTIONS}
+    names = {name for name in vars(ContinuousTextArguments()) if name not in SOURCE_OPTIONS}
     assert names == set(ContinuousTextAutoencoderConfig.__annotations__) - {
         "model_type",
         "keys_to_ignore_at_inference",
@@ -528,12 +531,12 @@ def test_fields_of_the_config():
 
 
 def test_published_defaults():
-    arguments = HfArgumentParser(train.FAMILIES["continuous_text_autoencoder"].arguments)
+    arguments = HfArgumentParser(training_family("continuous_text_autoencoder").argument_groups)
     model_args, data_args, training_args = arguments.parse_args_into_dataclasses(["--do_train"])
-    model, tokenizer = train.load_continuous_text(model_args)
+    model, tokenizer = load_continuous_text(model_args)
     expected = ContinuousTextAutoencoderConfig(vocab_size=2048, architectures=model.config.architectures)
     assert model.config.to_diff_dict() == expected.to_diff_dict() and len(tokenizer) == 2048
-    assert not data_args.add_special_tokens and train.CONTINUOUS_BLOCK_SIZE == 128
+    assert not data_args.add_special_tokens and BLOCK_SIZE == 128
     assert (training_args.per_device_train_batch_size, training_args.learning_rate) == (48, 1e-4)
     assert (training_args.lr_scheduler_type, training_args.warmup_steps) == ("cosine", 100)
     assert (training_args.adam_beta1, training_args.adam_beta2, training_args.optim_family) == (0.9, 0.95, "adamw")
@@ -552,14 +555,14 @@ def script_arguments(tmp_path, **variables):
     assert done.returncode == 0, done.stderr
     said, command = done.stdout.splitlines()
     assert command.split()[:2] == ["train.py", "--use_cpu"] and command.endswith(" --token_dropout 0.1")
-    parser = HfArgumentParser(train.FAMILIES["continuous_text_autoencoder"].arguments)
+    parser = HfArgumentParser(training_family("continuous_text_autoencoder").argument_groups)
     return said, *parser.parse_args_into_dataclasses(command.replace(" ".join(TYPE), "").split()[1:])
 
 
 def test_recipe_of_the_script(tmp_path):
     said, model_args, _, training_args = script_arguments(tmp_path)
     assert said.startswith("Run cont_chunk4_z64_d256_adamw_lr2e-3_bsz16x128 -> ")
-    config = train.load_continuous_text(model_args)[0].config
+    config = load_continuous_text(model_args)[0].config
     assert (config.architecture, config.embedding_size, config.hidden_size) == ("chunk", 128, 256)
     assert (config.latent_dim, config.kl_clip, config.tie_word_embeddings) == (64, 0.5, True)
     assert (training_args.per_device_train_batch_size, training_args.max_steps) == (16, 800)
@@ -573,7 +576,7 @@ def test_published_setting_of_the_script(tmp_path):
     published = dict(setting.split("=") for setting in line.replace("\\", "").split())
     said, model_args, data_args, training_args = script_arguments(tmp_path, **published)
     assert "cont_convr2-2_z4_d96_muon_lr1e-4_bsz48x128" in said
-    config = train.load_continuous_text(model_args)[0].config
+    config = load_continuous_text(model_args)[0].config
     expected = ContinuousTextAutoencoderConfig(vocab_size=2048, latent_dim=4, token_dropout=0.1)
     assert config.to_diff_dict() | {"architectures": None} == expected.to_diff_dict() | {"architectures": None}
     assert (training_args.optim_family, training_args.muon_scale) == ("muon", 1.0)

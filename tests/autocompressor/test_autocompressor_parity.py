@@ -13,7 +13,7 @@ from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
 from substep_trainer import random_segment_lengths
 
 
-FIXTURES = Path(__file__).parent / "fixtures" / "autocompressor"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "autocompressor"
 CASES = json.loads((FIXTURES / "cases.json").read_text())
 TENSORS = load_file(FIXTURES / "tensors.safetensors")
 MODELS = {"opt": OPTAutoCompressorModel, "llama": LlamaAutoCompressorModel}
