@@ -3,7 +3,7 @@
 # say; FutureWarnings and DeprecationWarnings at the package's own lines are errors. Prints a table of versions and of
 # failing tests, also in build/canary.md, and fails if a test does.
 #     bash run/canary.sh                                  # in a temporary environment
-#     bash run/canary.sh tests/test_generation.py -k beams
+#     bash run/canary.sh tests/autocompressor/test_generation.py -k beams
 #     TORCH=torch bash run/canary.sh                      # the newest torch as well, several GB; else the tested one
 #     CANARY=/tmp/canary bash run/canary.sh               # in this folder, which must be new and is kept
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests, or those that the arguments choose: bash run/test.sh tests/test_generation.py -k beams
+# Runs the tests, or those that the arguments choose: bash run/test.sh tests/autocompressor/test_generation.py -k beams
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 

@@ -102,7 +102,9 @@ def test_the_walk_finds_what_it_is_for():
 def test_outputs_have_no_field_of_the_old_name(cls):
     names = {field.name for field in fields(cls)}
     assert OLD_NAME not in names
-    assert NAME not in names or issubclass(cls, CacheOutput)
+    assert NAME not in names or any(
+        base.__name__ == "CacheOutput" for base in cls.__mro__
+    )  # every family has its copy
 
 
 @pytest.mark.parametrize("cls", [cls for cls in CLASSES if hasattr(cls, "forward")])

@@ -63,7 +63,7 @@ def rank(module: str) -> int:
         kind = parts[-1].split("_")[0]
         kinds = {"configuration": CONFIGURATION, "generation": GENERATION, "modeling": MODEL}
         return GROUND if parts[-1] in GROUND_NAMES or len(parts) == 2 else kinds.get(kind, PART)
-    if len(parts) == 1 or parts[1] in ("published", "registration", "train"):
+    if len(parts) == 1 or parts[1] in ("families", "published", "registration", "train"):
         return FACE
     if parts[1] == "cli" or "commands" in parts:
         return PROGRAM
@@ -84,9 +84,9 @@ def imports(module: str) -> list[tuple[int, str]]:
         if isinstance(node, ast.Import):
             found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = [name for name in submodules if node.level == 0 and name in MODULES]
-            found += [(node.level, name) for name in known or [node.module or ""]]
+            submodules = [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
+            known = [name for name in submodules if node.module is None or (node.level == 0 and name in MODULES)]
+            found += [(node.level, name) for name in known or [node.module]]
     return found
 
 
@@ -195,7 +195,9 @@ def test_what_is_pushed_to_the_hub_is_flat(module):
     """transformers copies `from .file import name` only, and the copies lie in one folder."""
     for level, name in imports(module):
         assert level <= 1 and name.split(".")[0] != PACKAGE, f"{module}: {name}"
-        assert level == 0 or (name and "." not in name), f"{module}: from {'.' * level}{name} import ..."
+        assert level == 0 or "." not in name, f"{module}: from {'.' * level}{name} import ..."
+    nodes = (node for node in ast.walk(TREES[module]) if isinstance(node, ast.ImportFrom))
+    assert all(node.module for node in nodes), f"{module}: from . import ..."
 
 
 @modules

@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_scripts_exist():
-    scripts = set(re.findall(r"(?:run|benchmarks|tests)/\w+\.(?:sh|py)", README))
+    scripts = set(re.findall(r"(?:run|benchmarks|tests)/(?:\w+/)*\w+\.(?:sh|py)", README))
     assert {
         "run/setup.sh",
         "run/quickstart.sh",
