@@ -5,8 +5,7 @@ from transformers import GenerationConfig
 
 from .cache_names import as_cache, cache_in, takes_cache
 from .cached_prompts import CachedPromptMixin
-from .checks import check_control_tokens
-from .segments import append_sum_tokens, resolve_segment_lengths
+from .segments import resolve_segment_lengths
 from .softprompt_cache import SoftpromptCache
 
 
@@ -79,11 +78,9 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
         if segment_lengths is not None and (cache is None or cache.get_seq_length() == 0):
             text = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
             lengths = segment_lengths[:-1] + [text.shape[1] - sum(segment_lengths[:-1])]
-            if self.config.variable_length:
-                given = {name: inputs.get(name) for name in ("input_ids", "attention_mask")}
-                appended = self._append_sum_tokens(given, lengths, include_last=False)
-                inputs["input_ids"], inputs["attention_mask"], lengths = appended
-            inputs["segment_lengths"] = lengths
+            given = inputs.get("input_ids"), inputs.get("attention_mask")
+            longer = self.summaries.append_sum_tokens(*given, lengths, include_last=False)
+            inputs["input_ids"], inputs["attention_mask"], inputs["segment_lengths"] = longer
         return inputs
 
     def _prefill(self, input_ids, generation_config, model_kwargs, *args, **kwargs):
@@ -97,13 +94,6 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
         own = ("softprompt", "softprompt_attention_mask", "segment_lengths", "max_summary_length")
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in own}
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
-
-    def _append_sum_tokens(self, inputs: dict[str, torch.Tensor | None], segment_lengths: list[int], **kwargs):
-        """Returns `input_ids`, `attention_mask` (if there is one) and `segment_lengths` with `<sum>`."""
-        check_control_tokens(self.config, inputs["input_ids"])
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        longer, lengths = append_sum_tokens(given, segment_lengths, self.config.sum_token_id, **kwargs)
-        return longer["input_ids"], longer.get("attention_mask"), lengths
 
 
 __all__ = ["AutoCompressorGenerationMixin"]

@@ -17,7 +17,6 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     Cache,
@@ -38,8 +37,6 @@ from .cache_names import as_cache, takes_cache
 from .checks import (
     check_attention_mask,
     check_control_tokens,
-    check_gate,
-    check_layer_checkpointing,
     check_position_ids,
     check_segments,
     check_softprompt,
@@ -58,21 +55,20 @@ from .configuration_autocompressor import (
     Qwen2AutoCompressorConfig,
     Qwen3AutoCompressorConfig,
 )
-from .gating import gated_causal_mask, relative_lengths, survives
 from .generation_autocompressor import AutoCompressorGenerationMixin
-from .losses import chunked_cross_entropy, mean_over_targets, shift_labels_left, summed_cross_entropy
+from .losses import chunked_cross_entropy, mean_over_targets, summed_cross_entropy
 from .outputs import AutoCompressorOutput, SegmentSummary
 from .segments import (
-    detach_first,
+    Prefix,
+    Text,
     equal_segment_lengths,
     join_attentions,
     join_hidden_states,
     mask_or_ones,
-    replace_rows,
     resolve_segment_lengths,
-    split_optional,
 )
 from .softprompt_cache import SoftpromptCache
+from .summaries import FixedSummaries, ReadSegment, VariableSummaries
 
 
 @dataclass
@@ -80,12 +76,11 @@ class SegmentOutput:
     """
     What one segment gives: the hidden states of its text tokens, and the softprompt of the next segment.
 
-    `relative_lengths` `(rows,)` is what the length penalty is the mean of, `None` without variable-length summaries.
+    `summary` are its own vectors, if any; `relative_lengths` `(rows,)` is what the length penalty is the mean of.
     """
 
     last_hidden_state: torch.Tensor
-    softprompt: torch.Tensor
-    softprompt_attention_mask: torch.Tensor | None
+    prefix: Prefix
     summary: SegmentSummary | None
     relative_lengths: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None
@@ -190,6 +185,11 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         self.config.max_position_embeddings = new_num_position_embeddings
 
     @property
+    def summaries(self) -> FixedSummaries:
+        """How segments become summary vectors."""
+        return (VariableSummaries if self.config.variable_length else FixedSummaries)(self)
+
+    @property
     def softprompt_takes_positions(self) -> bool:
         """
         Whether the vectors of a softprompt stand in the row of positions, in front of the text.
@@ -215,7 +215,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         fit the positions. Where summary vectors take positions too, half are left to them.
         """
         most = self.max_segment_length or self.config.max_position_embeddings // 2
-        most -= self.config.variable_length
+        most -= self.summaries.num_sum_tokens
         if self.config.segment_length is None:
             return equal_segment_lengths(length, most)
         limit = most if self.max_segment_length else self.config.segment_length
@@ -249,187 +249,71 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         text_end = text_positions.amax(dim=1, keepdim=True) + 1
         return softprompt_positions, text_positions, text_end + torch.arange(num_summary, device=text_end.device)
 
-    def _summary_embeds(self, inputs_embeds: torch.Tensor, num_summary: int) -> torch.Tensor:
-        """The first summary embeddings for every row, `(batch, num_summary or 0, embedding_dim)`."""
-        if self.embed_summary is None:
-            return inputs_embeds[:, :0]
-        summary_ids = torch.arange(num_summary, device=inputs_embeds.device)
-        return self.embed_summary(summary_ids).to(inputs_embeds.dtype).expand(inputs_embeds.shape[0], -1, -1)
-
-    def _attention_mask(self, key_weights: torch.Tensor, num_queries: int, dtype: torch.dtype) -> torch.Tensor:
-        """A mask for the base model: of 0 and 1 as they are, `(rows, keys)`, of weights as a bias on the scores."""
-        if not key_weights.is_floating_point():
-            return key_weights
-        check_gate(self.config._attn_implementation)
-        return gated_causal_mask(key_weights, num_queries, dtype)
-
     def _forward_segment(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.LongTensor | None,
-        position_ids: torch.LongTensor | None,
-        is_sum: torch.BoolTensor | None,
-        softprompt: torch.Tensor,
-        softprompt_attention_mask: torch.Tensor | None,
-        num_summary: int,
-        cache: SoftpromptCache | None,
-        **kwargs,
+        self, text: Text, prefix: Prefix, num_summary: int, cache: SoftpromptCache | None, **kwargs
     ) -> SegmentOutput:
         """
         Reads `[softprompt ; text ; summary embeddings]` in one pass of the base model (paper, section 3.1).
 
-        A cache that holds keys holds the softprompt and the beginning of the segment's text; `attention_mask`
-        `(batch, cached_length + length)` covers that text and the new one; rows of padding alone get no summary
-        vectors. `is_sum` `(batch, length)` says where `<sum>` stands; with it, summary vectors are made by
-        `compress_context`.
+        A cache that holds keys holds the softprompt and the beginning of the segment's text. Rows of padding alone get
+        no summary vectors.
         """
-        length, device, dtype = inputs_embeds.shape[1], inputs_embeds.device, inputs_embeds.dtype
-        variable_length = self.config.variable_length
+        summaries, length, device = self.summaries, text.embeds.shape[1], text.embeds.device
         cached_length = 0 if cache is None else cache.text_length
-        prefix = softprompt if cache is None or cache.is_empty else softprompt[:, :0]
-        summary = self._summary_embeds(inputs_embeds, num_summary)
-        check_window(self.config, softprompt.shape[1] + cached_length + length + num_summary)
-        if self.summary_takes_positions:
-            num_softprompt = softprompt.shape[1] if self.softprompt_takes_positions else 0
-            warn_of_positions(self.config, num_softprompt, cached_length + length, num_summary)
-        if variable_length and num_summary > 0 and cache is None:
-            cache = SoftpromptCache.from_cache(None)
-
-        softprompt_mask = mask_or_ones(softprompt_attention_mask, softprompt.shape[1], device)
-        text_mask = mask_or_ones(attention_mask, cached_length + length, device)
-        positions = self._segment_positions(softprompt_mask, text_mask, position_ids, num_summary)
+        unread = prefix.vectors if cache is None or cache.is_empty else prefix.vectors[:, :0]
+        summary = summaries.embeds(text.embeds, num_summary)
+        self._check_positions(prefix, cached_length + length, num_summary)
+        text_mask = mask_or_ones(text.mask, cached_length + length, device)
+        positions = self._segment_positions(prefix.mask, text_mask, text.position_ids, num_summary)
         # The base model sees the positions of its new columns only.
-        new_positions = [positions[0][:, : prefix.shape[1]], positions[1][:, -length:]]
-        masks = (softprompt_mask, text_mask, mask_or_ones(None, summary.shape[1], device))
-        key_weights = torch.cat([mask.expand(inputs_embeds.shape[0], -1) for mask in masks], dim=1)
-        embeds = torch.cat([prefix, inputs_embeds, summary], dim=1)
+        new_positions = (
+            positions[0][:, : unread.shape[1]],
+            positions[1][:, -length:],
+            positions[2][:, : summary.shape[1]],
+        )
+        masks = (prefix.mask, text_mask, mask_or_ones(None, summary.shape[1], device))
+        key_weights = torch.cat([mask.expand(text.embeds.shape[0], -1) for mask in masks], dim=1)  # (rows, keys)
+        embeds = torch.cat([unread, text.embeds, summary], dim=1)  # (rows, unread + length + summary, dim)
         # Causal attention needs no mask; but a cache hides the softprompt's length from the base model, and it takes
         # jumping positions for packed documents.
-        given = (attention_mask, position_ids, softprompt_attention_mask, cache)
-        is_plain = not variable_length and all(argument is None for argument in given)
+        given = (text.mask, text.position_ids, prefix.weights, cache)
+        is_plain = not self.config.variable_length and all(argument is None for argument in given)
+        cache = summaries.cache_of_segment(cache, num_summary)
         outputs = self.model(
             inputs_embeds=embeds,
-            attention_mask=None if is_plain else self._attention_mask(key_weights, embeds.shape[1], dtype),
-            position_ids=torch.cat([*new_positions, positions[2][:, : summary.shape[1]]], dim=1),
+            attention_mask=None if is_plain else summaries.attention_mask(key_weights, embeds.shape[1], embeds.dtype),
+            position_ids=torch.cat(new_positions, dim=1),
             **as_cache(cache),
             use_cache=cache is not None,
             **kwargs,
         )
-        text = slice(prefix.shape[1], prefix.shape[1] + length)
-        end_states = outputs.last_hidden_state[:, text.stop - 1 :]
-        has_text = None if attention_mask is None else attention_mask.amax(dim=1, keepdim=True)
-        new = self._summarize(end_states, num_summary, is_sum, has_text, cache, key_weights, positions[2])
-        relative = None
-        if variable_length and new is not None:
-            num_tokens = text_mask.sum(dim=1) - is_sum.sum(dim=1)
-            relative = relative_lengths(new.weights, num_tokens, softprompt_mask, self.config.compression_alpha)
+        columns = slice(unread.shape[1], unread.shape[1] + length)
+        end_states = outputs.last_hidden_state[:, columns.stop - 1 :]  # (rows, 1 + summary, dim)
+        has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
+        read = ReadSegment(end_states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
+        new, relative_lengths = summaries.summarise(read, num_summary)
+        if new is not None:
+            prefix = prefix.followed_by(new.vectors, new.weights, self.config.accumulate_summary)
         return SegmentOutput(
-            outputs.last_hidden_state[:, text],
-            *self._carry(softprompt, softprompt_attention_mask, new),
+            outputs.last_hidden_state[:, columns],
+            prefix,
             new,
-            relative,
-            outputs.hidden_states and tuple(layer[:, text] for layer in outputs.hidden_states),
+            relative_lengths,
+            outputs.hidden_states and tuple(layer[:, columns] for layer in outputs.hidden_states),
             outputs.attentions,
         )
 
-    def _summarize(
-        self,
-        end_states: torch.Tensor,
-        num_summary: int,
-        is_sum: torch.BoolTensor | None,
-        has_text: torch.LongTensor | None,
-        cache: SoftpromptCache | None,
-        key_weights: torch.Tensor,
-        positions: torch.LongTensor,
-    ) -> SegmentSummary | None:
-        """New summary vectors, from the last hidden states of the last text token and the summary embeddings."""
-        if num_summary == 0:
-            return None
-        if self.config.variable_length:
-            return self.compress_context(end_states, is_sum[:, -1:], cache, key_weights, positions)
-        if cache is not None:
-            cache.crop(-num_summary)
-        return SegmentSummary(end_states[:, 1:], None if has_text is None else has_text.expand(-1, num_summary))
-
-    def compress_context(
-        self,
-        sum_state: torch.Tensor,
-        is_sum: torch.BoolTensor,
-        cache: SoftpromptCache,
-        key_weights: torch.Tensor,
-        positions: torch.LongTensor,
-    ) -> SegmentSummary:
-        """
-        Unrolls the summary vectors of a segment that was just read, each from the one before.
-
-        z_0 is the last hidden state at `<sum>`; step t reads z_{t-1} after the keys of the segment and gives vector
-        z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1, s_{t+1} = s_t (1 - p_t). In training
-        all steps are made and s_t is a weight; at inference a row ends with its first vector whose p_t is above
-        `compress_stop_threshold`, and the steps end when all rows have (which, as `generate`, waits for the device).
-
-        Args:
-            sum_state (`torch.Tensor` of shape `(rows, 1, embedding_dim)`): z_0.
-            is_sum (`torch.BoolTensor` of shape `(rows, 1)`): Rows that end with `<sum>`; others get no vectors.
-            cache (`SoftpromptCache`): Keys of softprompt and segment, `<sum>` included; as before after the call.
-            key_weights (`torch.Tensor` of shape `(rows, keys)`): The mask of these keys.
-            positions (`torch.LongTensor` of shape `(rows, steps)`): Position of every step; steps is the most vectors.
-
-        Returns:
-            [`SegmentSummary`] with as many columns as steps were made.
-        """
-        state, weight = sum_state, is_sum.long()
-        if self.training:
-            weight = weight.to(torch.promote_types(state.dtype, torch.float32))
-        vectors, weights, stop_probs = [state[:, :0]], [weight[:, :0]], [weight[:, :0].float()]
-        for position in positions.split(1, dim=1):
-            if not self.training and not weight.any():
-                break
-            key_weights = F.pad(key_weights, (0, 1), value=1)
-            state = self.model(
-                inputs_embeds=state,
-                attention_mask=self._attention_mask(key_weights, 1, state.dtype),
-                position_ids=position,
-                **as_cache(cache),
-                use_cache=True,
-            ).last_hidden_state
-            goes_on = survives(self.stop_head(state)[:, 0])
-            vectors.append(state)
-            weights.append(weight)
-            stop_probs.append(1 - goes_on)
-            weight = weight * (goes_on if self.training else (1 - goes_on <= self.config.stop_threshold))
-        cache.crop(1 - len(vectors))
-        vectors, weights, stop_probs = (torch.cat(parts, dim=1) for parts in (vectors, weights, stop_probs))
-        return SegmentSummary(vectors, weights, stop_probs)
-
-    def _carry(
-        self, softprompt: torch.Tensor, mask: torch.Tensor | None, new: SegmentSummary | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        Softprompt and mask for the next segment: old and new vectors (section 3.2), or the new ones only (RMT).
-
-        Rows without new vectors keep what they have.
-        """
-        if new is None or new.vectors.shape[1] == 0:
-            return softprompt, mask
-        vectors, accumulates = new.vectors.to(softprompt.dtype), self.config.accumulate_summary
-        if not accumulates and new.weights is None:
-            return vectors, None
-        if mask is None and new.weights is None:
-            return torch.cat([softprompt, vectors], dim=1), None
-        both = ((mask, softprompt), (new.weights, vectors))
-        masks = [mask_or_ones(m, v.shape[1], v.device).expand(v.shape[0], -1) for m, v in both]
-        if not accumulates:
-            return replace_rows(softprompt, masks[0], vectors, masks[1])
-        return torch.cat([softprompt, vectors], dim=1), torch.cat(masks, dim=1)
+    def _check_positions(self, prefix: Prefix, text_length: int, num_summary: int):
+        """What a pass over a segment needs of the sliding window, and of the positions."""
+        check_window(self.config, prefix.length + text_length + num_summary)
+        if self.summary_takes_positions:
+            num_prefix = prefix.length if self.softprompt_takes_positions else 0
+            warn_of_positions(self.config, num_prefix, text_length, num_summary)
 
     def _forward_segments(
         self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.LongTensor | None,
-        position_ids: torch.LongTensor | None,
-        is_sum: torch.BoolTensor | None,
-        softprompt: torch.Tensor,
-        softprompt_attention_mask: torch.Tensor | None,
+        text: Text,
+        prefix: Prefix,
         segment_lengths: list[int],
         num_summary: int,
         output_softprompt: bool,
@@ -437,38 +321,27 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         **kwargs,
     ) -> Iterator[SegmentOutput]:
         """Reads the segments in order, each with the summary vectors of those before; the last one fills the cache."""
-        last = len(segment_lengths) - 1
-        pieces = zip(
-            inputs_embeds.split(segment_lengths, dim=1),
-            split_optional(attention_mask, segment_lengths),
-            split_optional(position_ids, segment_lengths),
-            split_optional(is_sum, segment_lengths),
-            strict=True,
-        )
+        last, widths = len(segment_lengths) - 1, [prefix.length]
         recompute = self.config.segment_gradient_checkpointing and self.training
-        widths = [softprompt.shape[1]]
-        for index, piece in enumerate(pieces):
+        for index, segment in enumerate(text.split(segment_lengths)):
             forward_segment = self._forward_segment
             if recompute and index < last:
                 forward_segment = partial(checkpoint, self._forward_segment, use_reentrant=False)
             if index == last and cache is not None and cache.is_empty:
                 # `<sum>` of the earlier segments is no text.
-                compressed_length = sum(segment_lengths[:last]) - last * self.config.variable_length
-                cache.begin(softprompt, softprompt_attention_mask, cache.compressed_length + compressed_length)
+                compressed_length = sum(segment_lengths[:last]) - last * self.summaries.num_sum_tokens
+                cache.begin(prefix.vectors, prefix.weights, cache.compressed_length + compressed_length)
             output = forward_segment(
-                *piece,
-                softprompt,
-                softprompt_attention_mask,
+                segment,
+                prefix,
                 num_summary=num_summary if output_softprompt or index < last else 0,
                 cache=cache if index == last else None,
                 **kwargs,
             )
-            softprompt, softprompt_attention_mask = output.softprompt, output.softprompt_attention_mask
+            prefix = output.prefix
             if self.config.variable_length and self.config.accumulate_summary and output.summary is not None:
                 widths.append(output.summary.vectors.shape[1])
-                num_old = sum(widths[: -self.config.truncate_bptt_segments])
-                softprompt = detach_first(softprompt, num_old)
-                softprompt_attention_mask = detach_first(softprompt_attention_mask, num_old)
+                prefix = prefix.detach_first(sum(widths[: -self.config.truncate_bptt_segments]))
             yield output
 
     @takes_cache
@@ -553,84 +426,41 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         cache = self._prepare_cache(cache, use_cache)
         if cache is not None and not cache.is_empty:
             softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
-        softprompt, softprompt_attention_mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
+        prefix = Prefix(*check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds))
         seen, cached = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
         check_segments(segment_lengths, lengths, cached, self.max_segment_length)
         attention_mask = check_attention_mask(attention_mask, inputs_embeds, seen, cached)
         if cache is not None:
             cache.remember(None if input_ids is None else input_ids[:, -lengths[-1] :])
-        is_sum = self._sum_mask(input_ids, attention_mask) if unrolls else None
-
-        segments = list(
-            self._forward_segments(
-                inputs_embeds,
-                attention_mask,
-                position_ids,
-                is_sum,
-                softprompt,
-                softprompt_attention_mask,
-                lengths,
-                resolve_num_summary(max_summary_length, self.config),
-                output_softprompt,
-                cache,
-                **kwargs,
-            )
-        )
+        is_sum = self.summaries.sum_mask(input_ids, attention_mask) if unrolls else None
+        text = Text(inputs_embeds, attention_mask, position_ids, is_sum)
+        num_summary = resolve_num_summary(max_summary_length, self.config)
+        segments = list(self._forward_segments(text, prefix, lengths, num_summary, output_softprompt, cache, **kwargs))
         last_hidden_state = torch.cat([segment.last_hidden_state for segment in segments], dim=1)
-        softprompt = segments[-1].softprompt
-        softprompt_attention_mask = mask_or_ones(
-            segments[-1].softprompt_attention_mask, softprompt.shape[1], softprompt.device
-        ).expand(softprompt.shape[0], -1)
+        prefix = segments[-1].prefix
         logits = None
         if not skip_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(last_hidden_state[:, kept])
-        length_penalty = self._length_penalty(segments)
+        summaries = [segment for segment in segments if segment.summary is not None]
+        length_penalty = self.summaries.penalty([(each.summary, each.relative_lengths) for each in summaries])
         loss = None
         if labels is not None or shift_labels is not None:
-            targets = self._targets(last_hidden_state, input_ids, labels, shift_labels)
+            check_targets(labels if shift_labels is None else shift_labels, last_hidden_state.shape[:2])
+            targets = self.summaries.targets(input_ids, labels, shift_labels)
             loss = self._loss(last_hidden_state, logits, targets, length_penalty, num_items_in_batch)
         return AutoCompressorOutput(
             loss=loss,
             logits=logits,
             last_hidden_state=last_hidden_state,
             cache=cache,
-            softprompt=softprompt,
-            softprompt_attention_mask=softprompt_attention_mask,
-            summaries=tuple(segment.summary for segment in segments if segment.summary is not None),
+            softprompt=prefix.vectors,
+            softprompt_attention_mask=prefix.mask.expand(len(prefix.vectors), -1),
+            summaries=tuple(segment.summary for segment in summaries),
             length_penalty=length_penalty,
             hidden_states=join_hidden_states([segment.hidden_states for segment in segments]),
             attentions=join_attentions([segment.attentions for segment in segments]),
         )
-
-    def _sum_mask(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None) -> torch.BoolTensor:
-        """Where `<sum>` stands, `(batch, length)`."""
-        check_layer_checkpointing(self)
-        is_sum = input_ids == self.config.sum_token_id
-        return is_sum if attention_mask is None else is_sum & attention_mask[:, -is_sum.shape[1] :].bool()
-
-    def _is_control(self, ids: torch.LongTensor) -> torch.BoolTensor:
-        return (ids == self.config.sum_token_id) | (ids == self.config.eoc_token_id)
-
-    def _targets(self, last_hidden_state, input_ids, labels, shift_labels) -> torch.LongTensor:
-        """The target of every position, `(batch, length)`; control tokens are none, and are passed over."""
-        check_targets(labels if shift_labels is None else shift_labels, last_hidden_state.shape[:2])
-        if not self.config.variable_length:
-            return shift_labels_left(labels) if shift_labels is None else shift_labels
-        if shift_labels is not None:
-            return shift_labels.masked_fill(self._is_control(shift_labels), -100)
-        control = self._is_control(labels)
-        return shift_labels_left(labels, control if input_ids is None else control | self._is_control(input_ids))
-
-    def _length_penalty(self, segments: list[SegmentOutput]) -> torch.Tensor | None:
-        """`compression_lambda` times the mean of E[L] / size over the rows and segments that were compressed."""
-        compressed = [segment for segment in segments if segment.relative_lengths is not None]
-        if not compressed:
-            return None
-        # s_1 is 1 where a row was compressed.
-        count = sum(segment.summary.weights[:, :1].detach().sum() for segment in compressed)
-        total = sum(segment.relative_lengths.sum() for segment in compressed)
-        return self.config.compression_lambda * total / count.clamp_min(1)
 
     def _loss(self, last_hidden_state, logits, targets, length_penalty, num_items_in_batch) -> torch.Tensor:
         """Mean cross-entropy of the next tokens; from the logits where all of them are there, else in chunks."""
@@ -683,29 +513,24 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             raise ValueError(
                 "`compress` is for inference: call `model.eval()` before, in training lengths are weights."
             )
-        text = input_ids if inputs_embeds is None else inputs_embeds
         check_text(input_ids, inputs_embeds, self.embedding_dim)
+        given, summaries = input_ids if inputs_embeds is None else inputs_embeds, self.summaries
         if segment_lengths is None:
-            segment_lengths = self.default_segment_lengths(text.shape[1])
-        lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
-        attention_mask = check_attention_mask(attention_mask, text, 0, 0)
-        is_sum = None
-        if config.variable_length:
-            given = {"input_ids": input_ids, "attention_mask": attention_mask}
-            input_ids, attention_mask, lengths = self._append_sum_tokens(given, lengths)
-            is_sum = self._sum_mask(input_ids, attention_mask)
+            segment_lengths = self.default_segment_lengths(given.shape[1])
+        lengths = resolve_segment_lengths(segment_lengths, given.shape[1])
+        mask = check_attention_mask(attention_mask, given, 0, 0)
+        input_ids, mask, lengths = summaries.append_sum_tokens(input_ids, mask, lengths)
         check_segments(segment_lengths, lengths, 0, self.max_segment_length)
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
-        softprompt, mask = check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds)
+        text = Text(inputs_embeds, mask, is_sum=summaries.sum_mask(input_ids, mask))
+        prefix = Prefix(*check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds))
         num_summary = resolve_num_summary(max_summary_length, config)
-        for segment in self._forward_segments(
-            inputs_embeds, attention_mask, None, is_sum, softprompt, mask, lengths, num_summary, output_softprompt=True
-        ):
-            softprompt, mask = segment.softprompt, segment.softprompt_attention_mask
-        mask = mask_or_ones(mask, softprompt.shape[1], softprompt.device).expand(softprompt.shape[0], -1)
+        for segment in self._forward_segments(text, prefix, lengths, num_summary, output_softprompt=True):
+            prefix = segment.prefix
+        softprompt, kept = prefix.vectors, prefix.mask.expand(len(prefix.vectors), -1)
         if return_attention_mask:
-            return softprompt, mask
-        if (config.variable_length or attention_mask is not None) and not mask.all():
+            return softprompt, kept
+        if (config.variable_length or attention_mask is not None) and not kept.all():
             raise ValueError(
                 "The rows have different numbers of summary vectors: `return_attention_mask=True` returns the mask"
                 " that they need (`softprompt_attention_mask`)."

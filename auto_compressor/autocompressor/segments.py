@@ -1,6 +1,9 @@
 """Cutting a text into segments, and joining what the segments give."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import starmap
 
 import torch
 from torch.nn import functional as F
@@ -75,9 +78,84 @@ def split_optional(tensor: torch.Tensor | None, segment_lengths: list[int]) -> l
     return list(tensor.split(segment_lengths, dim=1))
 
 
-def detach_first(tensor: torch.Tensor | None, num_columns: int) -> torch.Tensor | None:
+def mask_or_ones(mask: torch.LongTensor | None, length: int, device: torch.device) -> torch.LongTensor:
+    """Returns the mask, or a row of ones `(1, length)` that stands for every row."""
+    return torch.ones(1, length, dtype=torch.long, device=device) if mask is None else mask
+
+
+@dataclass(frozen=True)
+class Text:
+    """
+    What is read, a segment or all of it.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch, length, embedding_dim)`): Its embeddings.
+        mask (`torch.LongTensor` of shape `(batch, cached_length + length)`, *optional*): 0 for padding; what a cache
+            holds of the segment included.
+        position_ids (`torch.LongTensor` of shape `(batch or 1, length)`, *optional*): If not as the mask says.
+        is_sum (`torch.BoolTensor` of shape `(batch, length)`, *optional*): Where `<sum>` stands.
+    """
+
+    embeds: torch.Tensor
+    mask: torch.LongTensor | None = None
+    position_ids: torch.LongTensor | None = None
+    is_sum: torch.BoolTensor | None = None
+
+    def split(self, segment_lengths: list[int]) -> Iterator["Text"]:
+        others = (split_optional(tensor, segment_lengths) for tensor in (self.mask, self.position_ids, self.is_sum))
+        return starmap(Text, zip(self.embeds.split(segment_lengths, dim=1), *others, strict=True))
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """
+    What a segment begins with: the summary vectors of the text before it, its softprompt.
+
+    Args:
+        vectors (`torch.Tensor` of shape `(batch or 1, prefix_length, embedding_dim)`): The vectors.
+        weights (`torch.Tensor` of shape `(batch or 1, prefix_length)`, *optional*): How much of each is attended to,
+            from 0 to 1; integers are a mask. `None`: all of all.
+    """
+
+    vectors: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.vectors.shape[1]
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """The weights, of which `(1, prefix_length)` ones stand for `None`."""
+        return mask_or_ones(self.weights, self.length, self.vectors.device)
+
+    def followed_by(self, vectors: torch.Tensor, weights: torch.Tensor | None, accumulate: bool) -> "Prefix":
+        """
+        The prefix of the next segment: old and new vectors (paper, section 3.2), or the new ones only (RMT).
+
+        Rows without new vectors keep what they have.
+        """
+        if vectors.shape[1] == 0:
+            return self
+        new = Prefix(vectors.to(self.vectors.dtype), weights)
+        if self.weights is None and weights is None:
+            return Prefix(torch.cat([self.vectors, new.vectors], dim=1)) if accumulate else new
+        if not accumulate and weights is None:
+            return new
+        old_mask, new_mask = (part.mask.expand(len(part.vectors), -1) for part in (self, new))
+        if not accumulate:
+            return Prefix(*replace_rows(self.vectors, old_mask, new.vectors, new_mask))
+        return Prefix(torch.cat([self.vectors, new.vectors], dim=1), torch.cat([old_mask, new_mask], dim=1))
+
+    def detach_first(self, num_vectors: int) -> "Prefix":
+        """Gradients end at the first vectors."""
+        weights = None if self.weights is None else detach_first(self.weights, num_vectors)
+        return Prefix(detach_first(self.vectors, num_vectors), weights)
+
+
+def detach_first(tensor: torch.Tensor, num_columns: int) -> torch.Tensor:
     """Returns `(batch, length, ...)` with its first columns detached."""
-    if tensor is None or num_columns == 0:
+    if num_columns == 0:
         return tensor
     return torch.cat([tensor[:, :num_columns].detach(), tensor[:, num_columns:]], dim=1)
 
@@ -96,11 +174,6 @@ def replace_rows(
     return torch.where(is_new[..., None], new, old), torch.where(is_new, new_mask, old_mask)
 
 
-def mask_or_ones(mask: torch.LongTensor | None, length: int, device: torch.device) -> torch.LongTensor:
-    """Returns the mask, or a row of ones `(1, length)` that stands for every row."""
-    return torch.ones(1, length, dtype=torch.long, device=device) if mask is None else mask
-
-
 def join_hidden_states(segments: list[tuple | None]) -> tuple[torch.Tensor, ...] | None:
     """Joins the hidden states of the segments, layer by layer, along the text."""
     if segments[0] is None:
@@ -113,13 +186,12 @@ def join_attentions(segments: list[tuple | None]) -> tuple | None:
 
 
 __all__ = [
+    "Prefix",
+    "Text",
     "append_sum_tokens",
-    "detach_first",
     "equal_segment_lengths",
     "join_attentions",
     "join_hidden_states",
     "mask_or_ones",
-    "replace_rows",
     "resolve_segment_lengths",
-    "split_optional",
 ]

@@ -1,0 +1,219 @@
+"""How a segment becomes summary vectors: a fixed number of them, or as many as the model finds that it takes.
+
+[`FixedSummaries`] and [`VariableSummaries`] have the same methods. They hold no weights: those are the model's.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .cache_names import as_cache
+from .checks import check_control_tokens, check_gate, check_layer_checkpointing
+from .gating import gated_causal_mask, relative_lengths, survives
+from .losses import shift_labels_left
+from .outputs import SegmentSummary
+from .segments import append_sum_tokens
+from .softprompt_cache import SoftpromptCache
+
+
+@dataclass(frozen=True)
+class ReadSegment:
+    """
+    What is known once the base model has read a segment.
+
+    Args:
+        end_states (`torch.Tensor` of shape `(rows, 1 + summary embeddings, embedding_dim)`): Last hidden states of the
+            last text token and of the summary embeddings.
+        text_mask (`torch.LongTensor` of shape `(rows or 1, text_length)`): 1 for the text tokens of the segment.
+        has_text (`torch.LongTensor` of shape `(rows, 1)`, *optional*): 0 for rows of padding alone; `None` if there
+            are none.
+        is_sum (`torch.BoolTensor` of shape `(rows, length)`, *optional*): Where `<sum>` stands.
+        prefix_mask (`torch.Tensor` of shape `(rows or 1, prefix_length)`): Weights of the vectors in front.
+        key_weights (`torch.Tensor` of shape `(rows, keys)`): The mask of all keys that were read.
+        positions (`torch.LongTensor` of shape `(rows, num_summary)`): Where the summary vectors stand.
+        cache ([`SoftpromptCache`], *optional*): The keys.
+    """
+
+    end_states: torch.Tensor
+    text_mask: torch.LongTensor
+    has_text: torch.LongTensor | None
+    is_sum: torch.BoolTensor | None
+    prefix_mask: torch.Tensor
+    key_weights: torch.Tensor
+    positions: torch.LongTensor
+    cache: SoftpromptCache | None
+
+
+class FixedSummaries:
+    """As many vectors as there are summary embeddings: their last hidden states (paper, section 3.1)."""
+
+    num_sum_tokens = 0  # tokens at the end of a segment that are no text
+
+    def __init__(self, model: Any):
+        self.model, self.config = model, model.config
+
+    def sum_mask(
+        self, input_ids: torch.LongTensor | None, attention_mask: torch.LongTensor | None
+    ) -> torch.BoolTensor | None:
+        """Where `<sum>` stands, `(batch, length)`; here nowhere."""
+        return None
+
+    def append_sum_tokens(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.LongTensor | None,
+        segment_lengths: list[int],
+        include_last: bool = True,
+    ) -> tuple[torch.LongTensor | None, torch.LongTensor | None, list[int]]:
+        """Ids, mask and lengths of the segments with what makes the model compress them."""
+        return input_ids, attention_mask, segment_lengths
+
+    def embeds(self, text_embeds: torch.Tensor, num_summary: int) -> torch.Tensor:
+        """What is read after the text: the first summary embeddings, `(batch, num_summary or 0, embedding_dim)`."""
+        if self.model.embed_summary is None:
+            return text_embeds[:, :0]
+        ids = torch.arange(num_summary, device=text_embeds.device)
+        return self.model.embed_summary(ids).to(text_embeds.dtype).expand(text_embeds.shape[0], -1, -1)
+
+    def cache_of_segment(self, cache: SoftpromptCache | None, num_summary: int) -> SoftpromptCache | None:
+        """The cache that a segment is read into, if it takes one."""
+        return cache
+
+    def attention_mask(self, key_weights: torch.Tensor, num_queries: int, dtype: torch.dtype) -> torch.Tensor:
+        """A mask for the base model: of 0 and 1 as they are, `(rows, keys)`, of weights as a bias on the scores."""
+        if not key_weights.is_floating_point():
+            return key_weights
+        check_gate(self.config._attn_implementation)
+        return gated_causal_mask(key_weights, num_queries, dtype)  # (rows, 1, num_queries, keys)
+
+    def summarise(self, read: ReadSegment, num_summary: int) -> tuple[SegmentSummary | None, torch.Tensor | None]:
+        """The new vectors of a segment, and what the length penalty is the mean of, `(rows,)`; `None` if none."""
+        if num_summary == 0:
+            return None, None
+        if read.cache is not None:
+            read.cache.crop(-num_summary)
+        weights = None if read.has_text is None else read.has_text.expand(-1, num_summary)
+        return SegmentSummary(read.end_states[:, 1:], weights), None
+
+    def targets(
+        self,
+        input_ids: torch.LongTensor | None,
+        labels: torch.LongTensor | None,
+        shift_labels: torch.LongTensor | None,
+    ) -> torch.LongTensor:
+        """The target of every position, `(batch, length)`."""
+        return shift_labels_left(labels) if shift_labels is None else shift_labels
+
+    def penalty(self, compressed: list[tuple[SegmentSummary, torch.Tensor]]) -> torch.Tensor | None:
+        """What is added to the mean loss for the number of vectors; here nothing."""
+        return None
+
+
+class VariableSummaries(FixedSummaries):
+    """
+    Vectors that are unrolled one from the other behind `<sum>`, until the model would rather say `<eoc>`.
+
+    In training every vector has a weight, the probability that it is still made; see `gating`.
+    """
+
+    num_sum_tokens = 1
+
+    def sum_mask(
+        self, input_ids: torch.LongTensor | None, attention_mask: torch.LongTensor | None
+    ) -> torch.BoolTensor | None:
+        check_layer_checkpointing(self.model)
+        is_sum = input_ids == self.config.sum_token_id
+        return is_sum if attention_mask is None else is_sum & attention_mask[:, -is_sum.shape[1] :].bool()
+
+    def append_sum_tokens(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.LongTensor | None,
+        segment_lengths: list[int],
+        include_last: bool = True,
+    ) -> tuple[torch.LongTensor | None, torch.LongTensor | None, list[int]]:
+        check_control_tokens(self.config, input_ids)
+        given = {"input_ids": input_ids} | ({} if attention_mask is None else {"attention_mask": attention_mask})
+        longer, lengths = append_sum_tokens(given, segment_lengths, self.config.sum_token_id, include_last)
+        return longer["input_ids"], longer.get("attention_mask"), lengths
+
+    def embeds(self, text_embeds: torch.Tensor, num_summary: int) -> torch.Tensor:
+        return text_embeds[:, :0]
+
+    def cache_of_segment(self, cache: SoftpromptCache | None, num_summary: int) -> SoftpromptCache | None:
+        return SoftpromptCache.from_cache(None) if cache is None and num_summary > 0 else cache
+
+    def summarise(self, read: ReadSegment, num_summary: int) -> tuple[SegmentSummary | None, torch.Tensor | None]:
+        if num_summary == 0:
+            return None, None
+        new = self.compress_context(read)
+        num_tokens = read.text_mask.sum(dim=1) - read.is_sum.sum(dim=1)  # (rows,)
+        alpha = self.config.compression_alpha
+        return new, relative_lengths(new.weights, num_tokens, read.prefix_mask, alpha)
+
+    def compress_context(self, read: ReadSegment) -> SegmentSummary:
+        """
+        Unrolls the summary vectors of a segment that was just read, each from the one before.
+
+        z_0 is the last hidden state at `<sum>`; step t reads z_{t-1} after the keys of the segment and gives vector
+        z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1, s_{t+1} = s_t (1 - p_t). In training
+        all steps are made and s_t is a weight; at inference a row ends with its first vector whose p_t is above
+        `compress_stop_threshold`, and the steps end when all rows have (which, as `generate`, waits for the device).
+        Rows that do not end with `<sum>` get no vectors. The cache is after the call as it was before.
+
+        Returns:
+            [`SegmentSummary`] with as many columns as steps were made.
+        """
+        training, state, key_weights = self.model.training, read.end_states, read.key_weights  # state: (rows, 1, dim)
+        weight = read.is_sum[:, -1:].long()  # (rows, 1)
+        if training:
+            weight = weight.to(torch.promote_types(state.dtype, torch.float32))
+        vectors, weights, stop_probs = [state[:, :0]], [weight[:, :0]], [weight[:, :0].float()]
+        for position in read.positions.split(1, dim=1):
+            if not training and not weight.any():
+                break
+            key_weights = F.pad(key_weights, (0, 1), value=1)  # (rows, keys + steps)
+            state = self.model.model(
+                inputs_embeds=state,
+                attention_mask=self.attention_mask(key_weights, 1, state.dtype),
+                position_ids=position,
+                **as_cache(read.cache),
+                use_cache=True,
+            ).last_hidden_state
+            goes_on = survives(self.model.stop_head(state)[:, 0])  # (rows, 1)
+            vectors.append(state)
+            weights.append(weight)
+            stop_probs.append(1 - goes_on)
+            weight = weight * (goes_on if training else (1 - goes_on <= self.config.stop_threshold))
+        read.cache.crop(1 - len(vectors))
+        vectors, weights, stop_probs = (torch.cat(parts, dim=1) for parts in (vectors, weights, stop_probs))
+        return SegmentSummary(vectors, weights, stop_probs)  # (rows, steps, dim), (rows, steps) twice
+
+    def targets(
+        self,
+        input_ids: torch.LongTensor | None,
+        labels: torch.LongTensor | None,
+        shift_labels: torch.LongTensor | None,
+    ) -> torch.LongTensor:
+        """Control tokens are no targets, and are passed over."""
+        if shift_labels is not None:
+            return shift_labels.masked_fill(self.is_control(shift_labels), -100)
+        control = self.is_control(labels)
+        return shift_labels_left(labels, control if input_ids is None else control | self.is_control(input_ids))
+
+    def is_control(self, ids: torch.LongTensor) -> torch.BoolTensor:
+        return (ids == self.config.sum_token_id) | (ids == self.config.eoc_token_id)
+
+    def penalty(self, compressed: list[tuple[SegmentSummary, torch.Tensor]]) -> torch.Tensor | None:
+        """`compression_lambda` times the mean of E[L] / size over the rows and segments that were compressed."""
+        if not compressed:
+            return None
+        # s_1 is 1 where a row was compressed.
+        count = sum(summary.weights[:, :1].detach().sum() for summary, _ in compressed)
+        total = sum(lengths.sum() for _, lengths in compressed)
+        return self.config.compression_lambda * total / count.clamp_min(1)
+
+
+__all__ = ["FixedSummaries", "ReadSegment", "VariableSummaries"]
