@@ -3,7 +3,7 @@
 # A good guess: 8 rows at once, or 8 passes of one row with gradient_accumulation_steps=8, are the same step.
 # Seen: **kwargs counts as a promise to divide by `num_items_in_batch`, and so the Trainer divides by nothing. The
 #     gradient is 8 times too large. Without **kwargs, or with `accepts_loss_kwargs = False`, it is the same.
-# Ours: tests/test_substep_trainer.py::test_accumulation_steps_do_not_matter
+# Ours: tests/autocompressor/test_substep_trainer.py::test_accumulation_steps_do_not_matter
 source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.24.0 accelerate==1.15.0
 
 python - <<'PYTHON'

@@ -5,7 +5,7 @@
 #     number of all labels, where for the parent it leaves out the first of each row, which is never predicted. Loss
 #     and gradient are smaller by 1/8 for rows of 8 tokens. Called with the same rows, both models return the same
 #     loss.
-# Ours: tests/test_autocompressor.py::test_trainer_counts_the_targets
+# Ours: tests/autocompressor/test_autocompressor.py::test_trainer_counts_the_targets
 source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.24.0 accelerate==1.15.0
 
 python - <<'PYTHON'

@@ -4,7 +4,7 @@
 #     came from torch as a view).
 # Seen: the memory is read row by row as if it were in C order. Other distributions are used, without an error: what
 #     was coded with the one array is decoded to other symbols with the other.
-# Ours: both orders are coded alike, tests/test_byte_lm_codec.py::test_any_order_in_memory_is_coded_the_same
+# Ours: both orders are coded alike, tests/byte_lm/test_byte_lm_codec.py::test_any_order_in_memory_is_coded_the_same
 source "$(dirname "$0")/environment.sh" constriction==0.5.0 numpy==2.4.6
 
 python - <<'PYTHON'

@@ -3,7 +3,7 @@
 # A good guess: the cache saves the pass over the prompt, and the tokens are those of a run without it.
 # Seen: the whole prompt is read a second time behind itself, every token of it is in the cache twice, and other
 #     tokens follow. A cache of all but the last token gives the right ones.
-# Ours: the tokens are the same, tests/test_generation.py::test_cache_of_the_whole_prompt
+# Ours: the tokens are the same, tests/autocompressor/test_generation.py::test_cache_of_the_whole_prompt
 source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.24.0
 
 python - <<'PYTHON'

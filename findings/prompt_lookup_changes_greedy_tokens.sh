@@ -3,7 +3,7 @@
 # A good guess: the model checks every draft, so that greedy tokens stay the same, whatever was drafted.
 # Seen: the first pass reads the embeddings without the draft behind them, at positions moved by its length, and then
 #     drops as many tokens of the prompt from the cache: other tokens follow. With the ids alone it is lossless.
-# Ours: both together are refused, tests/test_generation.py::test_drafts_and_what_they_do_not_know
+# Ours: both together are refused, tests/autocompressor/test_generation.py::test_drafts_and_what_they_do_not_know
 source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.24.0
 
 python - <<'PYTHON'

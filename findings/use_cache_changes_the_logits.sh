@@ -5,7 +5,7 @@
 # Seen: without a cache such positions are read as documents packed into one row, which must not see each other; with
 #     one they are not. The logits differ by several units. An attention mask of ones makes them equal.
 # Ours: attention sees positions that count up,
-#     tests/test_autocompressor.py::test_llama_attention_sees_consecutive_positions
+#     tests/autocompressor/test_autocompressor.py::test_llama_attention_sees_consecutive_positions
 source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.24.0
 
 python - <<'PYTHON'

@@ -29,7 +29,7 @@ def pins(path):
 
 def our_test(text):
     """The test that is named in a header, whose lines are joined, or in a row of the table."""
-    found = re.search(r"(tests/\w+\.py)::(\w+)", text)
+    found = re.search(r"(tests/(?:\w+/)?\w+\.py)::(\w+)", text)
     return found and found.groups()
 
 

@@ -20,7 +20,14 @@ from modeling_testing import (
     tiny_autocompressor,
     tiny_base,
 )
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TextStreamer
@@ -651,3 +658,13 @@ def test_segments_and_prefill_in_chunks(name, segment_lengths, chunk):
     for how in (GREEDY, BEAMS):
         expected = model.generate(ids, **kwargs, **how)
         assert torch.equal(model.generate(ids, prefill_chunk_size=chunk, **kwargs, **how), expected)
+
+
+@pytest.mark.parametrize("config_class", [PrefixTuningConfig, PromptTuningConfig])
+def test_learned_prompts_of_peft_are_refused(config_class):
+    """PEFT's own `generate` loses a prefix and reads a prompt twice: the tokens would be others, without a word."""
+    model = generator("llama", summary_length=2)
+    adapted = get_peft_model(model, config_class(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ValueError, match=f"cannot be used with {config_class.__name__}"):
+        adapted.generate(input_ids=random_ids(1, 5), **GREEDY)
+    assert model.generate(random_ids(1, 5), **GREEDY).shape == (1, 13)
