@@ -651,3 +651,31 @@ def test_segments_and_prefill_in_chunks(name, segment_lengths, chunk):
     for how in (GREEDY, BEAMS):
         expected = model.generate(ids, **kwargs, **how)
         assert torch.equal(model.generate(ids, prefill_chunk_size=chunk, **kwargs, **how), expected)
+
+
+@opt_and_llama
+def test_a_cache_takes_no_softprompt_but_its_own(name):
+    """Keys of another one are not in it: it would be passed over in silence."""
+    model = never_ending(generator(name))
+    text = random_ids(1, 6)
+    own, other = (random_softprompt(model, 1, 4, seed) for seed in (1, 2))
+    for softprompt in (None, other):
+        cache = DynamicCache()
+        model(text, softprompt=softprompt, cache=cache)
+        for ask in (model, model.generate):
+            with pytest.raises(ValueError, match="`softprompt` must be None where `cache` holds text"):
+                ask(text, softprompt=own, cache=cache)
+        model(text[:, :2], softprompt=softprompt, cache=cache)
+
+
+@opt_and_llama
+def test_summary_vectors_are_not_cropped(name):
+    model, text = generator(name), random_ids(1, 6)
+    softprompt = random_softprompt(model, 1, 4)
+    cache = model(text, softprompt=softprompt, use_cache=True).cache
+    with pytest.raises(ValueError, match="between -6, the text of the last segment, and 0, got -7"):
+        cache.crop(-7)
+    cache.crop(-6)
+    assert_close(model(text, cache=cache).logits, model(text, softprompt=softprompt).logits, **CLOSE)
+    cache.reset()
+    assert_close(model(text, cache=cache).logits, model(text).logits, **EXACT)
