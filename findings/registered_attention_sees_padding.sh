@@ -3,7 +3,8 @@
 # A good guess: the same function gives the same logits.
 # Seen: masks are made by the name too. For a name without one in AttentionMaskInterface there is none, and a padded
 #     row attends to its padding, without an error.
-# Ours: the mask is registered with the function, tests/activation_compressor/test_merging_cache.py::test_padding_after_slots
+# Ours: the mask is registered with the function,
+# tests/activation_compressor/test_merging_cache.py::test_padding_after_slots
 source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.24.0
 
 python - <<'PYTHON'

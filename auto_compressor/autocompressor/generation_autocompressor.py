@@ -56,6 +56,8 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
             softprompt_attention_mask = softprompt_attention_mask.expand(prompt.shape[0], -1)
         cache = cache_in(kwargs)
         cache = None if cache is None else SoftpromptCache.from_cache(cache)
+        if cache is not None:
+            cache.check_given(softprompt)
         if segment_lengths is not None and cache is not None and cache.get_seq_length() > 0:
             raise ValueError("`segment_lengths` must be None where `cache` holds text: it cuts a new text.")
         if prompt is not None and segment_lengths is not None:
@@ -81,6 +83,8 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
         )
         # `generate` counts positions across segments.
         inputs["position_ids"] = None
+        if cache is not None and cache.get_seq_length() > 0:
+            inputs["softprompt"] = inputs["softprompt_attention_mask"] = None
         if segment_lengths is not None and (cache is None or cache.get_seq_length() == 0):
             text = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
             lengths = segment_lengths[:-1] + [text.shape[1] - sum(segment_lengths[:-1])]

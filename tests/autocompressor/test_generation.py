@@ -668,3 +668,31 @@ def test_learned_prompts_of_peft_are_refused(config_class):
     with pytest.raises(ValueError, match=f"cannot be used with {config_class.__name__}"):
         adapted.generate(input_ids=random_ids(1, 5), **GREEDY)
     assert model.generate(random_ids(1, 5), **GREEDY).shape == (1, 13)
+
+
+@opt_and_llama
+def test_a_cache_takes_no_softprompt_but_its_own(name):
+    """Keys of another one are not in it: it would be passed over in silence."""
+    model = never_ending(generator(name))
+    text = random_ids(1, 6)
+    own, other = (random_softprompt(model, 1, 4, seed) for seed in (1, 2))
+    for softprompt in (None, other):
+        cache = DynamicCache()
+        model(text, softprompt=softprompt, cache=cache)
+        for ask in (model, model.generate):
+            with pytest.raises(ValueError, match="`softprompt` must be None where `cache` holds text"):
+                ask(text, softprompt=own, cache=cache)
+        model(text[:, :2], softprompt=softprompt, cache=cache)
+
+
+@opt_and_llama
+def test_summary_vectors_are_not_cropped(name):
+    model, text = generator(name), random_ids(1, 6)
+    softprompt = random_softprompt(model, 1, 4)
+    cache = model(text, softprompt=softprompt, use_cache=True).cache
+    with pytest.raises(ValueError, match="between -6, the text of the last segment, and 0, got -7"):
+        cache.crop(-7)
+    cache.crop(-6)
+    assert_close(model(text, cache=cache).logits, model(text, softprompt=softprompt).logits, **CLOSE)
+    cache.reset()
+    assert_close(model(text, cache=cache).logits, model(text).logits, **EXACT)
