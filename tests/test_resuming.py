@@ -125,6 +125,16 @@ def test_tied_embeddings_get_no_adapters(field, tmp_path):
             lora_config(model, ModelArguments(**{field: [name]}))
 
 
+def test_all_linear_layers_get_adapters(tmp_path):
+    """But not the head, tied or not."""
+    adapted_model(tmp_path, ["q_proj"], tied=True)
+    model = LlamaAutoCompressorModel.from_pretrained(tmp_path / "base", summary_length=4)
+    config = lora_config(model, ModelArguments(lora_target_modules=["all-linear"]))
+    get_peft_model(model, config)
+    names = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_modules() if "lora_A" in name}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
 def test_a_resumed_stream_goes_on(main, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("In the beginning there was a king in the land.\n" * 40)

@@ -33,7 +33,7 @@ class ModelArguments:
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA adapters, in [0, 1)."})
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
-        metadata={"help": "Names of the linear layers that get an adapter."},
+        metadata={"help": "Names of the linear layers that get an adapter, or all-linear."},
     )
     lora_modules_to_save: list[str] = field(
         default_factory=lambda: ["embed_summary"],

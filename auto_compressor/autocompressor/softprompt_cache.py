@@ -95,8 +95,10 @@ class SoftpromptCache(DynamicCache):
             input_ids = None
         self.input_ids = input_ids
 
-    def check_given(self, softprompt: torch.Tensor | None):
-        """Raises a `ValueError` for another softprompt than that after which the text was read."""
+    def check_given(self, softprompt: torch.Tensor | None, rows: int | None = None):
+        """Raises a `ValueError` for another softprompt than that after which the text was read, or for other rows."""
+        if rows not in (None, self.batch_size):
+            raise ValueError(f"`cache` must have the {rows} rows of the text, it has {self.batch_size}.")
         if softprompt is None or softprompt is self.given or self.is_empty:
             return
         same = self.given is not None and self.given.shape[1:] == softprompt.shape[1:]
