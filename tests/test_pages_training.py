@@ -1,12 +1,11 @@
 """The commands of the pages that train, in a reduced form: what needs no hub does so for one step."""
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from pages_testing import LINES, ROOT, check_arguments, family_of, words
+from pages_testing import LINES, ROOT, TEXTS, blocks, check_arguments, family_of, words
 from train_testing import environment
 
 
@@ -31,14 +30,19 @@ SMALL += " --max_steps 1"
 
 
 def started_by(line: str, folder: Path) -> list[list[str]]:
-    """The arguments of every train.py that a line starts; `python` and `torchrun` only write them down."""
+    """The arguments of every train.py that a line starts; `python` and `torchrun` only write them down.
+
+    It runs in a folder that looks like the repository, so that its checkpoints lie there.
+    """
     gpus = 8 if "NUM_GPUS=8" in line else 0
     for name in ("python", "torchrun"):
         stub = f'[ "$1" != -c ] || {{ echo {gpus}; exit; }}\nprintf "%s\\\\0" "$@" >> "$CALLS"; echo >> "$CALLS"\n'
         (folder / name).write_text("#!/bin/bash\n" + stub)
         (folder / name).chmod(0o755)
-    own = {"PATH": f"{folder}:{environment()['PATH']}", "CALLS": str(folder / "calls"), "OUT": str(folder / "out")}
-    done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment() | own, capture_output=True, text=True)
+    for name in ("run", "auto_compressor"):
+        (folder / name).symlink_to(ROOT / name)
+    own = {"PATH": f"{folder}:{environment()['PATH']}", "CALLS": str(folder / "calls")}
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment() | own, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     calls = [call.split("\0")[:-1] for call in (folder / "calls").read_text().splitlines()]
     return [call[call.index("train.py") + 1 :] for call in calls if "train.py" in call]
@@ -49,7 +53,7 @@ def test_training(line, main, tmp_path):
     if line.startswith("auto-compressor"):
         arguments = words(line)[2:]
     else:
-        (arguments,) = started_by(re.sub(r"(?<=[ =])OUT=\S+|^OUT=\S+", "", line), tmp_path)
+        (arguments,) = started_by(line, tmp_path)
     check_arguments(arguments)
     if not any(part in line for part in NOT_RUN):
         kept = [word for word in arguments if word != "--bf16"]
@@ -58,6 +62,21 @@ def test_training(line, main, tmp_path):
         assert (tmp_path / "trained" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page, "python")])
+def test_models_lie_where_the_scripts_put_them(page, tmp_path):
+    made = {"checkpoints/quickstart_tiny/autocompressor"}
+    named = set(re.findall(r'"(checkpoints/[^"]+)"', "".join(blocks(page, "python")))) - made
+    scripts = [line for line in TRAINING if re.match(r"(CML=8 )?bash run/train", line)]
+    for number, line in enumerate(scripts if named else []):
+        (tmp_path / str(number)).mkdir()
+        (arguments,) = started_by(line, tmp_path / str(number))
+        made.add(arguments[arguments.index("--output_dir") + 1])
+        if named <= made:
+            break
+    assert named <= made
+    assert "OUT=${OUT:-checkpoints/quickstart_$BASE}" in (ROOT / "run/quickstart.sh").read_text()
+
+
 def test_every_reason_is_needed():
     assert all(any(part in line for line in TRAINING) for part in NOT_RUN)
-    assert len(TRAINING) >= 20 and os.path.isfile(ROOT / "run" / "train.sh")
+    assert len(TRAINING) >= 20
