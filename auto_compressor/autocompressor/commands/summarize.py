@@ -76,6 +76,8 @@ def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seco
 def run(args: argparse.Namespace):
     from ..softprompts import save_softprompt
 
+    if str(args.output) == "-":
+        raise ValueError("--output must be a file, summary vectors are not written to standard output.")
     check_output(args.output)
     if args.max_summary_length is not None and args.max_summary_length < 1:
         raise ValueError(f"--max-summary-length must be 1 or more, got {args.max_summary_length}.")
