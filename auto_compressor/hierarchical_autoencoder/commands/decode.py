@@ -19,7 +19,7 @@ HELP = "restore a file from what `encode` made of it"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="what `encode` wrote, with the same model; - reads standard input")
+    parser.add_argument("file", help="file that `encode` wrote with the same model; - reads standard input")
     add_codec_arguments(parser)
 
 

@@ -21,8 +21,12 @@ HELP = "compress a file of any kind to the codes of a hierarchical autoencoder"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="any file; - reads standard input")
-    parser.add_argument("--lossless", action="store_true", help="also store what the codes get wrong")
+    parser.add_argument("file", help="file to compress, of any kind; - reads standard input")
+    parser.add_argument(
+        "--lossless",
+        action="store_true",
+        help="also store what the codes get wrong, so that `decode` restores the file exactly",
+    )
     add_codec_arguments(parser)
 
 
