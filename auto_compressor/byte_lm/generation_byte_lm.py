@@ -52,7 +52,7 @@ class RecurrentByteLM(CachedPromptMixin, PreTrainedModel, GenerationMixin):
             rows (`ByteRows`): The input.
         """
         end = self.config.eos_token_id if self.config.window_end_target else -100
-        targets = next_token_targets(rows.to_front(labels), rows.mask, end)
+        targets = next_token_targets(rows.to_front(labels), rows.mask, end)  # (batch, length)
         return masked_mean(token_losses(logits, targets), targets != -100, over_processes=self.training)
 
 

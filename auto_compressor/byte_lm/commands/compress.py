@@ -22,11 +22,12 @@ HELP = "compress a file of any kind without loss, with a language model of bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="any file; - reads standard input")
+    parser.add_argument("file", help="file to compress, of any kind; - reads standard input")
     parser.add_argument(
         "--num-streams",
         type=int,
-        help="parts that are read side by side: more are faster, fewer make a smaller file (default: one per 16 KiB)",
+        help="parts of the file that are coded side by side: more are faster, fewer make a smaller file (default: one"
+        " per 16 KiB)",
     )
     parser.add_argument(
         "--window",

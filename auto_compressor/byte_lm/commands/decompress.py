@@ -20,7 +20,7 @@ HELP = "restore a file from what `compress` made of it"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="what `compress` wrote, with the same model; - reads standard input")
+    parser.add_argument("file", help="file that `compress` wrote with the same model; - reads standard input")
     add_byte_lm_arguments(parser)
 
 
