@@ -314,7 +314,7 @@ def compare_recall(
     Controls are the full cache; no context, the level of guessing; and the full cache of the neighbour in the batch.
 
     Args:
-        dataset (`Dataset`): From [`~recall.recall_dataset`] with `answers_only`.
+        dataset (`Dataset`): From [`~evaluation.recall.recall_dataset`] with `answers_only`.
         question_length (`int`): Tokens of the last segment, which is not compressed.
         batch_size (`int`, defaults to 4): Rows at a time, 2 or more.
         base_model, candidates, ratios, segment_length, track: As in [`compare_policies`].

@@ -51,11 +51,10 @@ def drops_caches(model: nn.Module) -> bool:
 
 
 def check_layer_checkpointing(model: nn.Module):
-    """Raises a `ValueError` where variable-length summaries, which are unrolled on a cache, would lose it."""
+    """Raises a `ValueError` where a base model would lose the cache that is compressed."""
     if drops_caches(model):
         raise ValueError(
-            "`gradient_checkpointing` drops the cache on which variable-length summaries are unrolled;"
-            " `segment_gradient_checkpointing` saves as much memory and keeps it."
+            "`gradient_checkpointing` drops the cache that is compressed: it must be off in the base model, it is on."
         )
 
 

@@ -83,7 +83,7 @@ class ActivationTrainer(StatisticsMixin, Trainer):
     with its `tokenizer`.
 
     Rows have one length and no padding. Reports every loss by its name, and in evaluation the metrics of
-    [`~evaluation.activation.activation_metrics`].
+    [`~metrics.activation_metrics`].
     """
 
     def __init__(self, *args, tokenizer: PreTrainedTokenizerBase, **kwargs):
