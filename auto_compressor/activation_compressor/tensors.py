@@ -15,7 +15,7 @@ def shift_labels_left(labels: torch.LongTensor, skipped: torch.BoolTensor | None
     Tokens where `skipped` `(batch, length)` is true, which stand alone between others, are no targets and have none:
     the token in front of one predicts the token behind it.
     """
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # (batch, length)
     if skipped is None:
         return targets
     targets = torch.where(F.pad(skipped[:, 1:], (0, 1)), shift_labels_left(targets), targets)

@@ -28,8 +28,8 @@ def reconstruction_loss(
     losses = []
     for segment, summary in zip(segments, summaries, strict=False):
         ids, mask = segment["input_ids"], segment["attention_mask"]
-        prompt = torch.full_like(ids[:, :1], prompt_token_id)
-        prompted_mask = torch.cat([mask.amax(dim=1, keepdim=True), mask[:, :-1]], dim=1)
+        prompt = torch.full_like(ids[:, :1], prompt_token_id)  # (batch, 1)
+        prompted_mask = torch.cat([mask.amax(dim=1, keepdim=True), mask[:, :-1]], dim=1)  # (batch, length)
         outputs = model(
             input_ids=torch.cat([prompt, ids[:, :-1]], dim=1),
             attention_mask=prompted_mask,

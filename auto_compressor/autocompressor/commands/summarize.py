@@ -21,12 +21,12 @@ HELP = "compress a text of any length into summary vectors"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="UTF-8 text; - reads standard input")
+    parser.add_argument("file", help="UTF-8 text to compress; - reads standard input")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write, *.safetensors")
     parser.add_argument(
         "--segment-length",
         type=int,
-        help="tokens per segment (default: as the model was trained, else equal ones that fit it)",
+        help="tokens per segment (default: as the model was trained with, else equal segments that fit it)",
     )
     add_budget_argument(parser)
     add_model_arguments(parser)
