@@ -9,7 +9,7 @@ def divergence_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, counted:
     Mean KL(teacher || student) of the next token, in nats.
 
     Args:
-        logits, teacher_logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Of the same tokens.
+        logits, teacher_logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Logits at the same tokens.
         counted (`torch.BoolTensor` of shape `(batch_size, length)`): Positions that count.
     """
     log_probs, teacher = (scores.float().log_softmax(dim=-1) for scores in (logits, teacher_logits))

@@ -190,7 +190,7 @@ class MergingCache(Cache):
     it to use it again. With a multiple of its rows (beams, several questions) each of them is repeated.
 
     Args:
-        config (`PreTrainedConfig`): That of the base model.
+        config (`PreTrainedConfig`): The config of the base model.
 
     Attributes:
         input_ids (`torch.Tensor` of shape `(batch_size, seen_length or more)`, *optional*):
@@ -299,7 +299,7 @@ def biased_mask(
     The mask over slots and recent tokens, to be added to the scores.
 
     Args:
-        log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots)`): Of the slots; every query sees them.
+        log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots)`): Of all slots, which every query sees.
         attention_mask (`torch.Tensor` of shape `(batch_size, 1, length, recent_length)`, *optional*):
             Over the recent tokens, boolean or to be added; `None` if each query sees all up to its own.
         query (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`): The queries.

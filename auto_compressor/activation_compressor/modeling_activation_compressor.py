@@ -265,7 +265,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         Compresses what a cache holds, in place; [`compress`] is this after every segment.
 
         Args:
-            cache (`MergingCache`): In which `observe` was called before the text was read.
+            cache (`MergingCache`): What is compressed; `observe` must have been called before the text was read.
             attention_mask (`torch.Tensor` of shape `(batch_size, seen_length)`, *optional*): 0 for padding.
             compression_ratio, policy: As in [`compress`].
 

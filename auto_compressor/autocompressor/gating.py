@@ -35,9 +35,9 @@ def gated_causal_mask(key_weights: torch.Tensor, num_queries: int, dtype: torch.
     Attention mask that adds the logarithm of a weight to the score of every key.
 
     Args:
-        key_weights (`torch.Tensor` of shape `(rows, keys)`): In [0, 1]; 1 is seen in full, 0 not at all.
+        key_weights (`torch.Tensor` of shape `(rows, keys)`): Weights in [0, 1]; 1 is seen in full, 0 not at all.
         num_queries (`int`): The last `num_queries` keys are those of the queries; each sees the keys up to its own.
-        dtype (`torch.dtype`): That of the attention scores.
+        dtype (`torch.dtype`): dtype of the attention scores.
 
     Returns:
         `torch.Tensor` of shape `(rows, 1, num_queries, keys)`.
@@ -62,7 +62,7 @@ def relative_lengths(
     Args:
         weights (`torch.Tensor` of shape `(rows, vectors)`): Survival of the new vectors; E[L] is their sum.
         num_tokens (`torch.Tensor` of shape `(rows,)`): Text tokens that they stand for.
-        softprompt_weights (`torch.Tensor` of shape `(rows, softprompt_length)`): Of the vectors before them.
+        softprompt_weights (`torch.Tensor` of shape `(rows, softprompt_length)`): Survival of the vectors before them.
         alpha (`float`): What a vector counts beside a token.
 
     Returns:

@@ -85,8 +85,8 @@ def chunked_divergence(
 
     Args:
         lm_head, teacher_head (`Callable`): Map hidden states to logits; the student may have more tokens, at the end.
-        hidden_states, teacher_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Of the
-            same tokens; each has its own `hidden_size`.
+        hidden_states, teacher_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last
+            hidden states of the same tokens; each has its own `hidden_size`.
         counted (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): Positions that count.
         vocab_size (`int`): Logits per token.
     """

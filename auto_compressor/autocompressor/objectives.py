@@ -22,7 +22,8 @@ def reconstruction_loss(
     Args:
         model (`nn.Module`): An AutoCompressor, wrapped or not.
         segments (`list[dict[str, torch.Tensor]]`): `input_ids` and `attention_mask` `(batch, length)` of each.
-        summaries (`tuple(SegmentSummary)`): Theirs, of as many segments from the first on.
+        summaries (`tuple(SegmentSummary)`): The summaries of these segments, of as many as there are from the first
+            on.
         prompt_token_id (`int`): The autoencoding prompt, a token that no text begins with.
     """
     losses = []

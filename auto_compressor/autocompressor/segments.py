@@ -89,7 +89,7 @@ class Text:
     What is read, a segment or all of it.
 
     Args:
-        embeds (`torch.Tensor` of shape `(batch, length, embedding_dim)`): Its embeddings.
+        embeds (`torch.Tensor` of shape `(batch, length, embedding_dim)`): Embeddings of the text.
         mask (`torch.LongTensor` of shape `(batch, cached_length + length)`, *optional*): 0 for padding; what a cache
             holds of the segment included.
         position_ids (`torch.LongTensor` of shape `(batch or 1, length)`, *optional*): If not as the mask says.

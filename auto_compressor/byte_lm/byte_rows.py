@@ -68,7 +68,7 @@ def following_units(units: torch.Tensor, mask: torch.BoolTensor, end: torch.Tens
     Args:
         units (`torch.Tensor` of shape `(batch_size, length, ...)`): Tokens or vectors, those of a row in front.
         mask (`torch.BoolTensor` of shape `(batch_size, length)`): False behind the last unit of a row.
-        end (`torch.Tensor`): Of a shape that broadcasts with one unit.
+        end (`torch.Tensor`): What stands behind the last unit, of a shape that broadcasts with one unit.
     """
     last = last_units(mask).view(*mask.shape, *[1] * (units.ndim - 2))  # (batch, length, 1, ...)
     return torch.where(last, end, units.roll(-1, dims=1))

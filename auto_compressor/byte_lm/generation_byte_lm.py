@@ -47,7 +47,8 @@ class RecurrentByteLM(CachedPromptMixin, PreTrainedModel, GenerationMixin):
         Mean over all targets, in nats.
 
         Args:
-            logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Those of a row in front.
+            logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Logits of the next byte, those of a
+                row in front.
             labels (`torch.LongTensor` of shape `(batch_size, length)`): In the columns of the input.
             rows (`ByteRows`): The input.
         """

@@ -26,8 +26,8 @@ class GRUBlock(nn.Module):
         """
         Args:
             inputs (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): With one position at least.
-            state (`torch.Tensor` of shape `(batch_size, 2, hidden_size)`, *optional*): Of both layers, from earlier
-                positions; zeros if None.
+            state (`torch.Tensor` of shape `(batch_size, 2, hidden_size)`, *optional*): States of both layers, from
+                earlier positions; zeros if None.
             lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Positions of each row, padding behind
                 them left out; may be 0.
 

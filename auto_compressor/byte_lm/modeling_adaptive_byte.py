@@ -52,8 +52,8 @@ class LevelReading:
         units (`torch.Tensor` of shape `(batch_size, units)` or `(batch_size, units, hidden_size)`): Bytes, or the
             states at the borders of the level below; those of a row in front.
         mask (`torch.BoolTensor` of shape `(batch_size, units)`): False behind the last unit of a row.
-        hidden_states (`torch.Tensor` of shape `(batch_size, units, hidden_size)`): Of the encoder.
-        predictions (`torch.Tensor`): Of the next unit: `(batch_size, units, vocab_size)` logits or
+        hidden_states (`torch.Tensor` of shape `(batch_size, units, hidden_size)`): States of the encoder.
+        predictions (`torch.Tensor`): What the next unit is expected to be: `(batch_size, units, vocab_size)` logits or
             `(batch_size, units, hidden_size)` states.
         scores (`torch.Tensor` of shape `(batch_size, units)`): Entropy in nats, or the error that is expected.
         border_mask (`torch.BoolTensor` of shape `(batch_size, units)`): Where patches begin; None on the top level.
@@ -72,7 +72,7 @@ class AdaptiveLevel(nn.Module):
     One level. Subclasses embed the units, predict the next one, and measure the error of that.
 
     Args:
-        config (`AdaptiveByteConfig`): That of the model.
+        config (`AdaptiveByteConfig`): The config of the model.
         index (`int`): 0 for bytes. The top level, `num_levels - 1`, has no borders and no decoder.
     """
 
@@ -316,7 +316,7 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         Runs a level and those above it, where patches begin.
 
         Args:
-            index (`int`): Of the level.
+            index (`int`): Index of the level.
             units, lengths: What it reads; see [`LevelReading`] and [`GRUBlock.forward`].
             cache (`RecurrentCache`): States of all levels, which are replaced.
             readings (`list[LevelReading]`): Is extended by those of this level and those above.

@@ -86,7 +86,7 @@ def gather_patches(
     """The states at the borders, zeros behind the last of a row: `(batch_size, num_patches, size)`.
 
     Args:
-        states (`torch.Tensor` of shape `(batch_size, length, size)`): Of every position.
+        states (`torch.Tensor` of shape `(batch_size, length, size)`): States of every position.
         border_mask (`torch.BoolTensor` of shape `(batch_size, length)`): Where patches begin.
         num_patches (`int`, *optional*): At least the most borders of a row, which is read back without it.
     """
@@ -114,7 +114,8 @@ def broadcast_patches(
     themselves get zeros, and so do the first patch of a row and padding.
 
     Args:
-        patch_states (`torch.Tensor` of shape `(batch_size, num_patches, size)`): Of the patches that begin here.
+        patch_states (`torch.Tensor` of shape `(batch_size, num_patches, size)`): States of the patches that begin
+            here.
         border_mask (`torch.BoolTensor` of shape `(batch_size, length)`): Where they begin.
         lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Positions from here on are padding.
         carried (`torch.Tensor` of shape `(batch_size, size)`, *optional*): State of the patch that goes on from

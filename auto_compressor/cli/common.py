@@ -235,7 +235,7 @@ def load_complete(args: argparse.Namespace, find_class: Callable):
 
     Args:
         args (`argparse.Namespace`): With `model` and `device`.
-        find_class (`Callable`): Of the name and the config of a model, the class that loads it, or a `ValueError`.
+        find_class (`Callable`): Name and config of a model -> the class that loads it, or a `ValueError`.
 
     Raises:
         OSError: if there is none, or it is damaged or incomplete.

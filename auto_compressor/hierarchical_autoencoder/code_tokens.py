@@ -21,8 +21,8 @@ def keep_codebook(
     """Makes the tokens of all codebooks but `which` impossible.
 
     Args:
-        logits (`torch.Tensor` of shape `(..., vocab_size)`): Of the tokens `codebook * codebook_size + code`; those
-            behind the codebooks count to the first one.
+        logits (`torch.Tensor` of shape `(..., vocab_size)`): Logits of the tokens `codebook * codebook_size + code`;
+            those behind the codebooks count to the first one.
         which (`torch.LongTensor` of shape `(...)`): The codebook that is due.
     """
     codebooks = torch.arange(logits.shape[-1], device=logits.device) // codebook_size % num_codebooks  # (vocab,)
@@ -55,7 +55,7 @@ def pack_segments(
 
     Args:
         symbols (`torch.LongTensor` of shape `(segments, max_units, size)`): What the units are; the first ones count.
-        lengths (`torch.LongTensor` of shape `(segments,)`): In units.
+        lengths (`torch.LongTensor` of shape `(segments,)`): Lengths of the segments, in units.
         mask (`torch.BoolTensor` of shape `(batch_size, patches)`): Which patches of which row the segments are, in
             turn.
 

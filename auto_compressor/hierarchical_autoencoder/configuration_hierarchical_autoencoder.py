@@ -121,7 +121,7 @@ class CodeSequenceConfig(LlamaConfig):
     on, and one token in front of and behind every text.
 
     Args:
-        codebook_size (`int`), num_quantizers (`int`): Those of the top level; `vocab_size` follows from them.
+        codebook_size (`int`), num_quantizers (`int`): As those of the top level; `vocab_size` follows from them.
     """
 
     model_type = "code_sequence_transformer"

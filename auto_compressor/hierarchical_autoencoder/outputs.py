@@ -16,7 +16,8 @@ class SegmentCompressorOutput(ModelOutput):
         codes (`torch.LongTensor` of shape `(batch_size, patches, num_quantizers)`): -1 behind the last of a row.
         patch_ids (`torch.LongTensor` of shape `(batch_size, units)`): Segment of every unit, -1 for padding.
         positions (`torch.LongTensor` of shape `(batch_size, units)`): Place of every unit within its segment.
-        patch_lengths (`torch.LongTensor` of shape `(batch_size, patches)`): In units, 0 behind the last of a row.
+        patch_lengths (`torch.LongTensor` of shape `(batch_size, patches)`): Lengths of the segments in units, 0 behind
+            the last of a row.
         entropies (`torch.Tensor` of shape `(batch_size, units)`): Entropy of the next symbol after each unit, in nats;
             0 for padding.
         commitment_loss, lm_loss (`torch.Tensor`, scalars): The commitment loss of the quantiser, and the mean loss of

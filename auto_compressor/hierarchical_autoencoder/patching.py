@@ -13,7 +13,7 @@ def rising_borders(entropies: torch.Tensor, threshold: float | torch.Tensor) -> 
 
     Args:
         entropies (`torch.Tensor` of shape `(batch_size, length)`): Entropy of what comes next, in nats.
-        threshold (`float` or scalar tensor): In nats.
+        threshold (`float` or scalar tensor): Rise above which a border stands, in nats.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, length)`.

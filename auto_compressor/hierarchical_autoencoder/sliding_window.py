@@ -26,7 +26,7 @@ def sliding_window_mask(group_ids: torch.LongTensor, window: int, dtype: torch.d
         group_ids (`torch.LongTensor` of shape `(batch_size, length)`): Groups that do not see each other; padding is
             a group of its own.
         window (`int`): Positions before each one that it sees.
-        dtype (`torch.dtype`): Of the mask, which is added to attention scores.
+        dtype (`torch.dtype`): dtype of the mask, which is added to attention scores.
 
     Returns:
         `torch.Tensor` of shape `(batch_size * blocks, 1, block, 2 * block)`; a block has `max(window, 1)` positions.
