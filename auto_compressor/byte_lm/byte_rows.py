@@ -48,7 +48,8 @@ class ByteRows:
         """Brings `(batch_size, length, ...)` values back into the columns of the input."""
         if self.order is None:
             return values
-        index = self.order.argsort(dim=1).view(*self.order.shape, *[1] * (values.ndim - 2))  # (batch, length, 1, ...)
+        # (batch, length), and ones
+        index = self.order.argsort(dim=1).view(*self.order.shape, *[1] * (values.ndim - 2))
         return values.gather(1, index.expand_as(values))
 
     def states_in_columns(self, states: torch.Tensor) -> torch.Tensor:
@@ -70,7 +71,7 @@ def following_units(units: torch.Tensor, mask: torch.BoolTensor, end: torch.Tens
         mask (`torch.BoolTensor` of shape `(batch_size, length)`): False behind the last unit of a row.
         end (`torch.Tensor`): What stands behind the last unit, of a shape that broadcasts with one unit.
     """
-    last = last_units(mask).view(*mask.shape, *[1] * (units.ndim - 2))  # (batch, length, 1, ...)
+    last = last_units(mask).view(*mask.shape, *[1] * (units.ndim - 2))  # (batch, length), and ones
     return torch.where(last, end, units.roll(-1, dims=1))
 
 
