@@ -72,13 +72,13 @@ def test_the_newest_readable_checkpoint(name, main):
     assert last_whole_checkpoint(output) == str(output / "checkpoint-2")
 
 
-def adapted_model(folder, targets, tied):
+def adapted_model(folder, targets, tied, **fields):
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, tie_word_embeddings=tied
     )
     LlamaForCausalLM(config).save_pretrained(folder / "base")
     model = LlamaAutoCompressorModel.from_pretrained(folder / "base", summary_length=4)
-    own = LoraConfig(task_type="CAUSAL_LM", target_modules=targets, modules_to_save=["embed_summary"])
+    own = LoraConfig(task_type="CAUSAL_LM", target_modules=targets, modules_to_save=["embed_summary"], **fields)
     adapted = get_peft_model(model, own)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name or "embed_summary.modules_to_save" in name:
@@ -97,6 +97,25 @@ def test_every_loader_gives_the_trained_model(loader, targets, tmp_path):
     torch.testing.assert_close(loaded(input_ids=ids, segment_lengths=[12, 12]).logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "targets, fields",
+    [
+        (".*(q_proj|lm_head)", {}),
+        (".*(q_proj|embed_tokens)", {}),
+        (["q_proj"], {"target_parameters": ["lm_head.weight"]}),
+        (["q_proj"], {"target_parameters": ["embed_tokens.weight"]}),
+        (["q_proj", "embed_tokens"], {"ensure_weight_tying": True}),
+        (["q_proj"], {"trainable_token_indices": [5, 6]}),
+    ],
+)
+def test_adapters_of_tied_embeddings_are_merged_whatever_names_them(targets, fields, tmp_path):
+    adapted, ids = adapted_model(tmp_path, targets, tied=True, **fields), torch.randint(3, 64, (2, 24))
+    loaded = LlamaAutoCompressorModel.from_pretrained(tmp_path / "adapters").eval()
+    expected = adapted(input_ids=ids, segment_lengths=[12, 12]).logits
+    torch.testing.assert_close(loaded(input_ids=ids, segment_lengths=[12, 12]).logits, expected, rtol=0, atol=1e-5)
+    assert loaded.config.tie_word_embeddings == ("trainable_token_indices" in fields)
+
+
 @pytest.mark.parametrize("field", ["lora_target_modules", "lora_modules_to_save"])
 def test_tied_embeddings_get_no_adapters(field, tmp_path):
     adapted_model(tmp_path, ["q_proj"], tied=True)
@@ -104,6 +123,16 @@ def test_tied_embeddings_get_no_adapters(field, tmp_path):
     for name in ("lm_head", "embed_tokens"):
         with pytest.raises(ValueError, match=f"--{field} must not name {name}"):
             lora_config(model, ModelArguments(**{field: [name]}))
+
+
+def test_all_linear_layers_get_adapters(tmp_path):
+    """But not the head, tied or not."""
+    adapted_model(tmp_path, ["q_proj"], tied=True)
+    model = LlamaAutoCompressorModel.from_pretrained(tmp_path / "base", summary_length=4)
+    config = lora_config(model, ModelArguments(lora_target_modules=["all-linear"]))
+    get_peft_model(model, config)
+    names = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_modules() if "lora_A" in name}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def test_a_resumed_stream_goes_on(main, tmp_path):

@@ -120,11 +120,24 @@ def load_merged(model_class: type[PreTrainedModel], folder: str, **kwargs: Any) 
 
     model = load_adapted_base(model_class, folder, **kwargs)
     with reading(f"Cannot load the adapters {folder!r}"):
-        config = read_adapter_config(folder)
-        if tied_modules(model, named_modules(config)):
-            untie(model)
-        merged = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        adapted = PeftModel.from_pretrained(model, folder)
+        if model.config.tie_word_embeddings and are_adapted(model, ends):
+            untie(model, ends[1])
+        merged = adapted.merge_and_unload()
     return merged
+
+
+def are_adapted(model: PreTrainedModel, ends: tuple[nn.Module, nn.Module]) -> bool:
+    """Whether adapters took the place of one of the embeddings, however their config names them.
+
+    Single rows (`trainable_token_indices`) are replaced, in both alike, and may stay shared.
+    """
+    from peft.utils.other import TrainableTokensWrapper
+
+    now = (model.get_input_embeddings(), model.get_output_embeddings())
+    replaced = [new for new, old in zip(now, ends, strict=True) if new is not old]
+    return any(not isinstance(new, TrainableTokensWrapper) for new in replaced)
 
 
 def named_modules(config: "PeftConfig") -> list[str]:
@@ -133,9 +146,8 @@ def named_modules(config: "PeftConfig") -> list[str]:
 
 
 @torch.no_grad()
-def untie(model: PreTrainedModel):
-    """Gives the head weights of its own, equal to those of the embeddings."""
-    head = model.get_output_embeddings()
+def untie(model: PreTrainedModel, head: nn.Module):
+    """Gives the head, without what adapters put around it, weights of its own, equal to those of the embeddings."""
     head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False
 

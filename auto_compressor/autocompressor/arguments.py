@@ -37,7 +37,7 @@ class ModelArguments:
     )
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
-        metadata={"help": "Names of the linear layers that get a LoRA adapter."},
+        metadata={"help": "Names of the linear layers that get a LoRA adapter, or all-linear."},
     )
     lora_modules_to_save: list[str] = field(
         default_factory=lambda: ["embed_summary"],

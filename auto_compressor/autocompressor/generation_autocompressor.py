@@ -1,5 +1,7 @@
 """Generation after summary vectors: what AutoCompressors add to the `generate` of transformers."""
 
+from collections.abc import Callable
+
 import torch
 from transformers import GenerationConfig
 
@@ -42,7 +44,11 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
 
         Returns:
             As in transformers.
+
+        Raises:
+            ValueError: if arguments do not fit, or the model is in a `PeftModel` of learned prompts.
         """
+        check_no_prompt_learning(self.prepare_inputs_for_generation)
         # (batch, prompt_length), or embeddings (batch, prompt_length, embedding_dim)
         prompt = inputs if inputs is not None else kwargs.get("inputs_embeds", kwargs.get("input_ids"))
         if prompt is not None and softprompt is not None and softprompt.shape[0] == 1:
@@ -51,6 +57,8 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
             softprompt_attention_mask = softprompt_attention_mask.expand(prompt.shape[0], -1)
         cache = cache_in(kwargs)
         cache = None if cache is None else SoftpromptCache.from_cache(cache)
+        if cache is not None:
+            cache.check_given(softprompt)
         if segment_lengths is not None and cache is not None and cache.get_seq_length() > 0:
             raise ValueError("`segment_lengths` must be None where `cache` holds text: it cuts a new text.")
         if prompt is not None and segment_lengths is not None:
@@ -76,6 +84,8 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
         )
         # `generate` counts positions across segments.
         inputs["position_ids"] = None
+        if cache is not None and cache.get_seq_length() > 0:
+            inputs["softprompt"] = inputs["softprompt_attention_mask"] = None
         if segment_lengths is not None and (cache is None or cache.get_seq_length() == 0):
             text = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
             # The last segment takes what the prompt has beyond the others.
@@ -96,6 +106,16 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
         own = ("softprompt", "softprompt_attention_mask", "segment_lengths", "max_summary_length")
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in own}
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+
+
+def check_no_prompt_learning(prepare_inputs: Callable):
+    """Raises a `ValueError` within a `PeftModel` of learned prompts, whose `generate` drops or repeats them."""
+    config = getattr(getattr(prepare_inputs, "__self__", None), "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"`generate` cannot be used with {type(config).__name__}, whose prompt would be lost or read twice: train"
+            " adapters (LoRA), or summary vectors."
+        )
 
 
 __all__ = ["AutoCompressorGenerationMixin"]

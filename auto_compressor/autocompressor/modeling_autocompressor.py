@@ -328,8 +328,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             if recompute and index < last:
                 forward_segment = partial(checkpoint, self._forward_segment, use_reentrant=False)
             if index == last and cache is not None and cache.is_empty:
-                # `<sum>` of the earlier segments is no text.
-                compressed_length = sum(segment_lengths[:last]) - last * self.summaries.num_sum_tokens
+                compressed_length = sum(segment_lengths[:last])
+                compressed_length -= self.summaries.count_sum_tokens(text, segment_lengths[:last])
                 cache.begin(prefix.vectors, prefix.weights, cache.compressed_length + compressed_length)
             output = forward_segment(
                 segment,
@@ -383,7 +383,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             use_cache (`bool`, *optional*):
                 Whether to return keys and values of the last segment. Default: `config.use_cache`.
             softprompt (`torch.Tensor` of shape `(batch_size or 1, softprompt_length, embedding_dim)`, *optional*):
-                Summary vectors to start from; ignored where the cache holds one already.
+                Summary vectors to start from; where the cache holds text, none or those that it was read after.
             softprompt_attention_mask (`torch.Tensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
                 0 for vectors that a row must not see; floating point weights in [0, 1] bias the attention by their
                 logarithm. Default: all are seen.
@@ -424,9 +424,13 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         inputs_embeds = self._text_embeds(input_ids, inputs_embeds)
         check_position_ids(position_ids, inputs_embeds)
         cache = self._prepare_cache(cache, use_cache)
-        if cache is not None and not cache.is_empty:
+        is_continued = cache is not None and not cache.is_empty
+        if is_continued:
+            cache.check_given(softprompt, rows=len(inputs_embeds))
             softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
         prefix = Prefix(*check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds))
+        if cache is not None and not is_continued:
+            cache.given = prefix.vectors if prefix.length > 0 else None
         seen, cached = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
         check_segments(segment_lengths, lengths, cached, self.max_segment_length)
         attention_mask = check_attention_mask(attention_mask, inputs_embeds, seen, cached)

@@ -23,12 +23,15 @@ class SoftpromptCache(DynamicCache):
             Text tokens of earlier segments, which live on in the softprompt only.
         input_ids (`torch.Tensor` of shape `(batch_size, text_length or more)`, *optional*):
             The text tokens whose keys the cache holds, and perhaps more that were cropped; `None` if not known.
+        given (`torch.Tensor` of shape `(batch_size or 1, length, embedding_dim)`, *optional*):
+            The softprompt that the whole text was read after, its compressed segments too.
     """
 
     softprompt: torch.Tensor | None = None
     softprompt_attention_mask: torch.Tensor | None = None
     compressed_length: int = 0
     input_ids: torch.Tensor | None = None
+    given: torch.Tensor | None = None
 
     @classmethod
     def from_cache(cls, cache: Cache | None) -> "SoftpromptCache":
@@ -93,6 +96,24 @@ class SoftpromptCache(DynamicCache):
             input_ids = None
         self.input_ids = input_ids
 
+    def check_given(self, softprompt: torch.Tensor | None, rows: int | None = None):
+        """Raises a `ValueError` for another softprompt than that after which the text was read, or for other rows."""
+        if rows not in (None, self.batch_size):
+            raise ValueError(f"`cache` must have the {rows} rows of the text, it has {self.batch_size}.")
+        if softprompt is None or softprompt is self.given or self.is_empty:
+            return
+        same = self.given is not None and self.given.shape[1:] == softprompt.shape[1:]
+        same = same and max(len(self.given), len(softprompt)) % min(len(self.given), len(softprompt)) == 0
+        if same:
+            rows = max(len(self.given), len(softprompt))
+            held, asked = (part.repeat_interleave(rows // len(part), dim=0) for part in (self.given, softprompt))
+            same = torch.equal(held, asked.to(held.device, held.dtype))
+        if not same:
+            raise ValueError(
+                "`softprompt` must be None where `cache` holds text, or the one that this text was read after: the"
+                " keys of another one are not in the cache. Pass the whole text with an empty cache."
+            )
+
     def is_beginning_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
         """Whether `(batch_size, length)` ids, or those that the mask shows, begin with the text, where it is known."""
         if self.input_ids is None:
@@ -108,9 +129,27 @@ class SoftpromptCache(DynamicCache):
             raise ValueError("`cache` must hold the last token of `input_ids`: it holds summary vectors only.")
         self.crop(-1)
 
+    def crop(self, tokens_to_remove: int):
+        """
+        Removes the last `-tokens_to_remove` tokens.
+
+        Raises:
+            ValueError: if they are not text whose keys the cache holds.
+        """
+        if not -self.text_length <= tokens_to_remove <= 0:
+            raise ValueError(
+                f"`tokens_to_remove` must be between {-self.text_length}, the text of the last segment, and 0,"
+                f" got {tokens_to_remove}."
+            )
+        super().crop(tokens_to_remove)
+
     def reset(self):
+        # Old versions of transformers make the keys zero and count them still.
+        for layer in self.layers:
+            layer.keys, layer.values, layer.is_initialized = None, None, False
         super().reset()
         self.softprompt, self.softprompt_attention_mask, self.input_ids, self.compressed_length = None, None, None, 0
+        self.given = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor):
         super().reorder_cache(beam_idx)
@@ -125,7 +164,7 @@ class SoftpromptCache(DynamicCache):
         self._select_rows(lambda tensor: tensor[indices.to(tensor.device)])
 
     def _select_rows(self, select: Callable[[torch.Tensor], torch.Tensor]):
-        for name in ("softprompt", "softprompt_attention_mask", "input_ids"):
+        for name in ("softprompt", "softprompt_attention_mask", "input_ids", "given"):
             if getattr(self, name) is not None:
                 setattr(self, name, select(getattr(self, name)))
 

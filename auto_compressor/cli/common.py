@@ -13,6 +13,10 @@ from ..files.bundled import BUNDLED_TOKENIZER
 def add_model_arguments(parser: argparse.ArgumentParser, kind: str = "AutoCompressor", dtype: str = "auto"):
     parser.add_argument("--model", required=True, help=f"{kind}: a folder or a hub name")
     add_device_argument(parser)
+    add_dtype_argument(parser, dtype)
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser, dtype: str = "auto"):
     parser.add_argument(
         "--dtype",
         default=dtype,
@@ -29,20 +33,11 @@ def add_output_argument(parser: argparse.ArgumentParser):
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - writes to standard output")
 
 
-def add_codec_arguments(parser: argparse.ArgumentParser):
-    """What `encode` and `decode` have in common."""
+def add_codec_arguments(parser: argparse.ArgumentParser, file: str, model: str):
+    """What commands that turn one file into another have in common."""
+    parser.add_argument("file", help=f"{file}; - reads standard input")
     add_output_argument(parser)
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="blocks that are read at once (default: %(default)s)"
-    )
-    parser.add_argument("--model", required=True, help="HierarchicalAutoencoder: a folder or a hub name")
-    add_device_argument(parser)
-
-
-def add_byte_lm_arguments(parser: argparse.ArgumentParser):
-    """What `compress` and `decompress` have in common."""
-    add_output_argument(parser)
-    parser.add_argument("--model", required=True, help="language model of bytes: a folder or a hub name")
+    parser.add_argument("--model", required=True, help=f"{model}: a folder or a hub name")
     add_device_argument(parser)
 
 

@@ -5,12 +5,15 @@ import sys
 from collections.abc import Sequence
 
 from ..families import FAMILIES, module_of
-from . import check_causality, convert, evaluate, show_borders, train
+from . import check_causality, compress, convert, decompress, evaluate, show_borders, train
 
 
 # title -> sub-commands
-GROUPS = {"All families": (train, evaluate, convert, show_borders, check_causality)}
-GROUPS |= {commands.TITLE: commands.COMMANDS for commands in (module_of(family, "commands") for family in FAMILIES)}
+GROUPS = {"All families": (train, compress, decompress, evaluate, convert, show_borders, check_causality)}
+for family in FAMILIES:
+    commands = module_of(family, "commands")
+    if commands.COMMANDS:
+        GROUPS[commands.TITLE] = commands.COMMANDS
 COMMANDS = [command for commands in GROUPS.values() for command in commands]
 
 

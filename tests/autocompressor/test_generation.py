@@ -20,7 +20,14 @@ from modeling_testing import (
     tiny_autocompressor,
     tiny_base,
 )
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, TextStreamer
@@ -651,3 +658,64 @@ def test_segments_and_prefill_in_chunks(name, segment_lengths, chunk):
     for how in (GREEDY, BEAMS):
         expected = model.generate(ids, **kwargs, **how)
         assert torch.equal(model.generate(ids, prefill_chunk_size=chunk, **kwargs, **how), expected)
+
+
+@pytest.mark.parametrize("config_class", [PrefixTuningConfig, PromptTuningConfig])
+def test_learned_prompts_of_peft_are_refused(config_class):
+    """PEFT's own `generate` loses a prefix and reads a prompt twice: the tokens would be others, without a word."""
+    model = generator("llama", summary_length=2)
+    adapted = get_peft_model(model, config_class(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ValueError, match=f"cannot be used with {config_class.__name__}"):
+        adapted.generate(input_ids=random_ids(1, 5), **GREEDY)
+    assert model.generate(random_ids(1, 5), **GREEDY).shape == (1, 13)
+
+
+@opt_and_llama
+def test_a_cache_takes_no_softprompt_but_its_own(name):
+    """Keys of another one are not in it: it would be passed over in silence."""
+    model = never_ending(generator(name))
+    text = random_ids(1, 6)
+    own, other = (random_softprompt(model, 1, 4, seed) for seed in (1, 2))
+    for softprompt in (None, other):
+        cache = DynamicCache()
+        model(text, softprompt=softprompt, cache=cache)
+        for ask in (model, model.generate):
+            with pytest.raises(ValueError, match="`softprompt` must be None where `cache` holds text"):
+                ask(text, softprompt=own, cache=cache)
+        model(text[:, :2], softprompt=softprompt, cache=cache)
+
+
+@opt_and_llama
+def test_summary_vectors_are_not_cropped(name):
+    model, text = generator(name), random_ids(1, 6)
+    softprompt = random_softprompt(model, 1, 4)
+    cache = model(text, softprompt=softprompt, use_cache=True).cache
+    with pytest.raises(ValueError, match="between -6, the text of the last segment, and 0, got -7"):
+        cache.crop(-7)
+    cache.crop(-6)
+    assert_close(model(text, cache=cache).logits, model(text, softprompt=softprompt).logits, **CLOSE)
+    cache.reset()
+    assert_close(model(text, cache=cache).logits, model(text).logits, **EXACT)
+
+
+@opt_and_llama
+@pytest.mark.parametrize("segment_lengths", [None, 4])
+def test_prompts_that_are_padded_on_the_right_are_refused(name, segment_lengths):
+    """The first new token would be drawn at the padding; a row of padding alone takes nothing from the others."""
+    model, ids = never_ending(generator(name, summary_length=2)), random_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    with pytest.raises(ValueError, match=r"rows \[1\] end with padding: pad on the left"):
+        model.generate(ids, attention_mask=mask, segment_lengths=segment_lengths, **GREEDY)
+    mask[1] = 0
+    found = model.generate(ids, attention_mask=mask, segment_lengths=segment_lengths, **GREEDY)
+    assert torch.equal(found[:1], model.generate(ids[:1], segment_lengths=segment_lengths, **GREEDY))
+
+
+@opt_and_llama
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_cache_of_other_rows_is_refused(name, rows):
+    model = generator(name)
+    cache = model(random_ids(2, 6), use_cache=True).cache
+    with pytest.raises(ValueError, match=f"`cache` must have the {rows} rows of the text, it has 2"):
+        model(random_ids(rows, 2), cache=cache)

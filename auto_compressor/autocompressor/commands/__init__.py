@@ -4,8 +4,6 @@ from . import generate, perplexity, summarize
 
 
 TITLE = "AutoCompressors"
-COMMANDS = (
-    summarize,
-    generate,
-    perplexity,
-)
+COMMANDS = (summarize, generate, perplexity)
+BASES = ("opt", "llama", "mistral", "qwen2", "qwen3", "gemma")
+COMPRESS = {f"{base}_autocompressor": summarize for base in BASES}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...cli.common import (
     add_budget_argument,
-    add_model_arguments,
+    add_codec_arguments,
+    add_dtype_argument,
     check_output,
     load_model,
     print_facts,
@@ -20,16 +21,23 @@ NAME = "summarize"
 HELP = "compress a text of any length into summary vectors"
 
 
+KIND = "AutoCompressors: UTF-8 text to a *.safetensors file of summary vectors"
+
+
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="UTF-8 text to compress; - reads standard input")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write, *.safetensors")
+    add_codec_arguments(parser, "UTF-8 text to compress", "AutoCompressor")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser):
+    """What `compress` takes for these models beside file, output, model and device."""
     parser.add_argument(
         "--segment-length",
         type=int,
         help="tokens per segment (default: as the model was trained with, else equal segments that fit it)",
     )
     add_budget_argument(parser)
-    add_model_arguments(parser)
+    add_dtype_argument(parser)
 
 
 def compress_with_progress(model, input_ids, segment_length: int | None, max_summary_length: int | None):

@@ -1,10 +1,9 @@
-"""Sub-commands of `auto-compressor`, in the order in which they are listed."""
+"""What `auto-compressor compress` and `decompress` do with language models of bytes."""
 
-from . import compress, decompress
+from . import compress_lossless, decompress_lossless
 
 
 TITLE = "Byte language models"
-COMMANDS = (
-    compress,
-    decompress,
-)
+COMMANDS = ()
+COMPRESS = dict.fromkeys(("adaptive_byte", "gru_byte"), compress_lossless)
+DECOMPRESS = dict.fromkeys(("adaptive_byte", "gru_byte"), decompress_lossless)

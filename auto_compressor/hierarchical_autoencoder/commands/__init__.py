@@ -4,7 +4,6 @@ from . import decode, encode
 
 
 TITLE = "Hierarchical byte autoencoder"
-COMMANDS = (
-    encode,
-    decode,
-)
+COMMANDS = (encode, decode)
+COMPRESS = {"hierarchical_autoencoder": encode}
+DECOMPRESS = {"hierarchical_autoencoder": decode}

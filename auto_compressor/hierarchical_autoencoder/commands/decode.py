@@ -18,9 +18,19 @@ NAME = "decode"
 HELP = "restore a file from what `encode` made of it"
 
 
+KIND = "hierarchical byte autoencoders"
+
+
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="file that `encode` wrote with the same model; - reads standard input")
-    add_codec_arguments(parser)
+    add_codec_arguments(parser, "file that `encode` wrote with the same model", "HierarchicalAutoencoder")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser):
+    """What `decompress` takes for these models beside file, output, model and device."""
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="blocks that are read at once (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace):

@@ -20,14 +20,22 @@ NAME = "encode"
 HELP = "compress a file of any kind to the codes of a hierarchical autoencoder"
 
 
+KIND = "hierarchical byte autoencoders: any file to codes, from which most of it or all comes back"
+
+
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="file to compress, of any kind; - reads standard input")
+    add_codec_arguments(parser, "file to compress, of any kind", "HierarchicalAutoencoder")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser):
+    """What `compress` takes for these models beside file, output, model and device."""
     parser.add_argument(
-        "--lossless",
-        action="store_true",
-        help="also store what the codes get wrong, so that `decode` restores the file exactly",
+        "--lossless", action="store_true", help="also store what the codes get wrong, so that all comes back"
     )
-    add_codec_arguments(parser)
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="blocks that are read at once (default: %(default)s)"
+    )
 
 
 def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):

@@ -1,11 +1,10 @@
-"""`auto-compressor compress`: any file into fewer bits, by what a language model of bytes predicts."""
+"""`auto-compressor compress` with a language model of bytes: any file into fewer bits, by what the model predicts."""
 
 import argparse
 import time
 from functools import partial
 
 from ...cli.common import (
-    add_byte_lm_arguments,
     check_files,
     check_installed,
     load_byte_lm,
@@ -17,12 +16,11 @@ from ...cli.common import (
 )
 
 
-NAME = "compress"
-HELP = "compress a file of any kind without loss, with a language model of bytes and a range coder"
+KIND = "language models of bytes: any file, without loss"
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="file to compress, of any kind; - reads standard input")
+def add_options(parser: argparse.ArgumentParser):
+    """What `compress` takes for these models beside file, output, model and device."""
     parser.add_argument(
         "--num-streams",
         type=int,
@@ -34,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser):
         type=int,
         help="bytes of context after which the model starts again (default: what it can hold, or all)",
     )
-    add_byte_lm_arguments(parser)
 
 
 def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):

@@ -1,10 +1,9 @@
-"""`auto-compressor decompress`: the file that `auto-compressor compress` compressed, bit for bit."""
+"""`auto-compressor decompress` with a language model of bytes: the file that was compressed, bit for bit."""
 
 import argparse
 from functools import partial
 
 from ...cli.common import (
-    add_byte_lm_arguments,
     check_files,
     check_installed,
     file_name,
@@ -15,13 +14,11 @@ from ...cli.common import (
 )
 
 
-NAME = "decompress"
-HELP = "restore a file from what `compress` made of it"
+KIND = "language models of bytes"
 
 
-def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", help="file that `compress` wrote with the same model; - reads standard input")
-    add_byte_lm_arguments(parser)
+def add_options(parser: argparse.ArgumentParser):
+    """What `decompress` takes for these models beside file, output, model and device: nothing."""
 
 
 def run(args: argparse.Namespace):
