@@ -90,6 +90,7 @@ class SoftpromptCache(DynamicCache):
     def remember(self, input_ids: torch.Tensor | None):
         """Takes down the ids `(batch_size, length)` of text of the segment, before its keys are written."""
         if self.text_length > 0 and input_ids is not None and self.input_ids is not None:
+            # (batch, text_length + length)
             input_ids = torch.cat([self.input_ids[:, : self.text_length], input_ids], dim=1)
         elif self.text_length > 0:
             input_ids = None
@@ -117,6 +118,7 @@ class SoftpromptCache(DynamicCache):
         """Whether `(batch_size, length)` ids, or those that the mask shows, begin with the text, where it is known."""
         if self.input_ids is None:
             return True
+        # Of the segment alone: what came before it lives on in the softprompt.
         held, text = self.input_ids[:, : self.text_length], slice(self.compressed_length, self.get_seq_length())
         given, hidden = input_ids[:, text].to(held.device), attention_mask[:, text].to(held.device) == 0
         return bool(((given == held) | hidden).all())

@@ -38,7 +38,7 @@ class Softprompt:
         vectors (`torch.Tensor` of shape `(batch_size, softprompt_length, embedding_dim)`): The softprompt.
         num_tokens (`int`): Tokens of each text that they stand for.
         model_name (`str`): Name or folder of the model that made them.
-        fingerprint (`str`): Its weights, see [`model_fingerprint`].
+        fingerprint (`str`): The weights of that model, see [`model_fingerprint`].
     """
 
     vectors: torch.Tensor

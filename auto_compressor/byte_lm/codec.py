@@ -68,7 +68,7 @@ class ByteLMHeader:
     What a file says about itself.
 
     Args:
-        model_type (`str`), model_hash (`str`): The model that made it, see [`~coded_file.weights_hash`].
+        model_type (`str`), model_hash (`str`): The model that made it, see [`~identity.weights_hash`].
         sha256 (`str`), num_bytes (`int`): SHA-256 and length of the original.
         num_streams (`int`): Rows of the batch that predicts.
         window (`int`): Bytes after which the model starts again from the last half of them; 0 if it never does.

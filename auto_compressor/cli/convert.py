@@ -6,13 +6,15 @@ from .common import silence_loading
 
 
 NAME = "convert"
-HELP = "convert a published checkpoint"
+HELP = "convert a published checkpoint to a folder that from_pretrained loads"
 FAMILIES = ("adaptive_byte", "gru_byte", "continuous_text_autoencoder")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--family", required=True, choices=FAMILIES)
-    parser.add_argument("source", help=".pt file, or folder with config.json and model.safetensors")
+    parser.add_argument("--family", required=True, choices=FAMILIES, help="family of the published checkpoint")
+    parser.add_argument(
+        "source", help="checkpoint to convert: a .pt file, or a folder with config.json and model.safetensors"
+    )
     parser.add_argument("target", help="folder to write, new or empty")
 
 

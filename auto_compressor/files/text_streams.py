@@ -45,7 +45,8 @@ def stream_rows(data: str, config_name: str | None = None, split: str = "train")
     Args:
         data (`str`): A txt file, of which every line is a row with the column `text`, a jsonl, json, csv or parquet
             file, a folder of such files, or a dataset of the hub.
-        config_name (`str`, *optional*), split (`str`, defaults to `"train"`): Of a folder or a dataset of the hub.
+        config_name (`str`, *optional*), split (`str`, defaults to `"train"`): What to read of a folder or a dataset of
+            the hub.
 
     Raises:
         OSError: if there is no such file, folder or dataset, or the hub is out of reach.

@@ -79,7 +79,7 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoints(output_dir: str) -> list[Path]:
-    """Those whose state says the step of their name, newest first: the state is written last."""
+    """The checkpoints whose state says the step of their name, newest first: the state is written last."""
     found = [folder for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_finished(folder)]
     return sorted(found, key=step_of, reverse=True)
 

@@ -469,7 +469,7 @@ def load_datasets(
             1000 rows. A training set in memory is in the order of the text: the sampler of the trainer shuffles it.
         cut (`Callable`, defaults to `pack_blocks`): Makes blocks of documents, across their borders (`pack_blocks`) or
             within them (`cut_documents`).
-        vocab_size (`int`, *optional*): Of the model, which the ids of tokenised datasets must be below.
+        vocab_size (`int`, *optional*): Vocabulary of the model; the ids of tokenised datasets must be below it.
 
     Returns:
         `tuple`: The training set (`None` if there are only validation sets) and the validation sets by name. Rows hold

@@ -25,7 +25,7 @@ KIND = "AutoCompressors: UTF-8 text to a *.safetensors file of summary vectors"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    add_codec_arguments(parser, "UTF-8 text", "AutoCompressor")
+    add_codec_arguments(parser, "UTF-8 text to compress", "AutoCompressor")
     add_options(parser)
 
 
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--segment-length",
         type=int,
-        help="tokens per segment (default: as the model was trained, else equal ones that fit it)",
+        help="tokens per segment (default: as the model was trained with, else equal segments that fit it)",
     )
     add_budget_argument(parser)
     add_dtype_argument(parser)
