@@ -17,9 +17,13 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from .cases import Case, Result, judged
+from .checkpoints import checkpoints
 from .codecs import codecs
+from .datasets import datasets
 from .model_folders import configs, weights
+from .pages import pages
 from .softprompts import softprompts
+from .writing import kills, writers
 
 
 BUILD = Path(__file__).parents[2] / "build"
@@ -44,6 +48,11 @@ TARGETS = {
     "softprompts": Target(softprompts, 2000),
     "configs": Target(configs, 500),
     "weights": Target(weights, 500),
+    "checkpoints": Target(checkpoints, 200),
+    "datasets": Target(datasets, 500),
+    "pages": Target(pages, 1000),
+    "kills": Target(kills, 150),
+    "writers": Target(writers, 60),
 }
 
 
@@ -52,20 +61,22 @@ def run_target(name: str, count: int, seed: int, kept: Path) -> list[Result]:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         cases = TARGETS[name].cases(Path(folder), count, seed)
-        for result in tqdm(judged(cases, kept / name), name, count, unit=" cases"):
-            results.append(result)
-            if result.problem:
-                tqdm.write(f"{name}, {result.kind}: {result.problem:.300} {result.kept}")
+        with tqdm(desc=name, total=count, unit=" cases") as bar:
+            for result in judged(cases, kept / name):
+                results.append(result)
+                bar.update(not result.good)
+                if result.problem:
+                    bar.write(f"{name}, {result.kind}: {result.problem:.300} {result.kept}")
     return results
 
 
 def summary(name: str, results: list[Result]) -> Iterator[list[str]]:
     """A row of the table for every kind of a target."""
     for kind in dict.fromkeys(result.kind for result in results):
-        own = [result for result in results if result.kind == kind]
+        own = [result for result in results if result.kind == kind and not result.good]
         counts = Counter(result.outcome for result in own)
         outcomes = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
-        slowest, most = max(result.seconds for result in own), max(result.megabytes for result in own)
+        slowest, most = max((result.seconds for result in own), default=0), max((result.megabytes for result in own), default=0)
         failures = sum(bool(result.problem) for result in own)
         yield [name, kind, f"{len(own):,}", outcomes, f"{slowest:.2f}", f"{most:.1f}", str(failures)]
 

@@ -1,5 +1,6 @@
 """A case, the process that it runs in, and the rules that it must keep."""
 
+import math
 import os
 import resource
 import select
@@ -30,7 +31,7 @@ class Case:
         kind (`str`): Which kind of input; the first case of a kind is a good one, by which the others are measured.
         run (`Callable`): The work; it returns if its result is right, and raises [`WrongResult`] if it is wrong.
         path (`Path`, *optional*): The damaged file, or the folder with it, which is kept if the case fails.
-        size (`int`, defaults to 0): Bytes of the file.
+        size (`int`, *optional*): Bytes of the file; without, memory is not measured by it.
         errors (`tuple`): What the work may raise, in one line.
         seconds (`float`, defaults to 1): Processor time that it may take; after 20 times as long it is ended.
     """
@@ -38,7 +39,7 @@ class Case:
     kind: str
     run: Callable[[], None]
     path: Path | None = None
-    size: int = 0
+    size: int | None = None
     errors: tuple[type[BaseException], ...] = DOCUMENTED
     seconds: float = 1.0
 
@@ -52,6 +53,7 @@ class Result:
         kind (`str`): As that of the case.
         outcome (`str`): `right`, the name of the error, or how the process ended.
         seconds (`float`), megabytes (`float`): Processor time, and memory beyond what was there before.
+        good (`bool`): Whether it is the good one of its kind.
         problem (`str`): The rule that was broken and how; empty if none was.
         kept (`str`): Where the damaged file is, if a rule was broken.
     """
@@ -60,6 +62,7 @@ class Result:
     outcome: str
     seconds: float
     megabytes: float
+    good: bool = False
     problem: str = ""
     kept: str = ""
 
@@ -99,6 +102,7 @@ def in_child(work: Callable[[], str]) -> tuple[int, int]:
         os.close(writing)
         return process, reading
     try:
+        os.close(reading)
         silent = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(silent, stream)
@@ -128,17 +132,17 @@ def ran(case: Case) -> Result:
     seconds = usage.ru_utime + usage.ru_stime
     if not answer:
         ending = f"signal {os.WTERMSIG(status)}" if answered else "no answer"
-        return Result(case.kind, ending, seconds, 0.0, f"{ending} after {seconds:.1f} s")
+        return Result(case.kind, ending, seconds, 0.0, problem=f"{ending} after {seconds:.1f} s")
     outcome, grown, problem = answer.split("\n", 2)
-    return Result(case.kind, outcome, seconds, int(grown) / 2**20, problem)
+    return Result(case.kind, outcome, seconds, int(grown) / 2**20, problem=problem)
 
 
 def broken_rule(case: Case, result: Result, good: Result) -> str:
     """What is wrong with a result, beside that of a good file of its kind."""
-    most = good.megabytes + (2 * case.size + NOISE) / 2**20
+    most = good.megabytes + (2 * case.size + NOISE) / 2**20 if case.size is not None else math.inf
     if result.problem:
         return result.problem
-    if result is good and result.outcome != "right":
+    if result.good and result.outcome != "right":
         return f"a good file must come out right, got {result.outcome}"
     if result.seconds > case.seconds:
         return f"must take {case.seconds:g} s at most, took {result.seconds:.2f}"
@@ -158,13 +162,25 @@ def judged(cases: Iterable[Case], kept: Path) -> Iterator[Result]:
     good: dict[str, Result] = {}
     for number, case in enumerate(cases):
         result = ran(case)
+        result.good = case.kind not in good
         result.problem = broken_rule(case, result, good.setdefault(case.kind, result))
         if result.problem:
             result.kept = keep(case.path, kept.with_name(f"{kept.name}-{number}"))
         yield result
 
 
-def wall_seconds(run: Callable[[], None]) -> float:
+def seconds_of(run: Callable[[], None]) -> float:
+    """How long work takes, in silence; a `ValueError` if it fails."""
     start = time.perf_counter()
-    run()
+    process, reading = in_child(lambda: attempt(run, ())[0])
+    with os.fdopen(reading) as file:
+        outcome = file.read()
+    os.waitpid(process, 0)
+    if outcome != "right":
+        raise ValueError(f"The good case must come out right, got {outcome or 'nothing'}.")
     return time.perf_counter() - start
+
+
+def share(count: int, place: int, kinds: int) -> int:
+    """How many of so many cases fall to the kind at a place, if all kinds take turns."""
+    return len(range(place, count, kinds))

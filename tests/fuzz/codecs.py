@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from damage_testing import damaged_parts
@@ -10,7 +11,7 @@ from auto_compressor.bundled import BUNDLED_VALIDATION_TEXT
 from auto_compressor.byte_codec import decode_bytes, encode_bytes
 from auto_compressor.byte_lm_codec import compress_bytes, decompress_bytes
 
-from .cases import Case, require_right
+from .cases import Case, require_right, share
 from .models import BYTE_MODELS, make_model
 
 
@@ -31,7 +32,7 @@ def codecs(folder: Path, count: int, seed: int) -> Iterator[Case]:
     """Files of `encode` and `compress`: refused, or the bytes that were compressed."""
     text, path = BUNDLED_VALIDATION_TEXT.read_bytes()[:100], folder / "damaged"
     files = list(good_files(text))
-    for kind, blob, read in files:
-        for damaged in (blob, *damaged_parts(blob, count // len(files), seed)):
+    for place, (kind, blob, read) in enumerate(files):
+        for damaged in chain([blob], damaged_parts(blob, share(count, place, len(files)), seed)):
             path.write_bytes(damaged)
             yield Case(kind, partial(restore, path, read, text), path, len(damaged))

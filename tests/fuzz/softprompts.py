@@ -14,9 +14,12 @@ from transformers import PreTrainedModel
 from auto_compressor import softprompts as package
 from auto_compressor.softprompts import load_softprompt, save_softprompt
 
-from .cases import Case, require_right
+from .cases import Case, require_right, share
 from .models import make_model
 from .mutations import SAFETENSORS, damaged, split_safetensors
+
+
+RESEALED = "right checksum"
 
 
 def with_checksum(data: bytes) -> bytes:
@@ -47,9 +50,10 @@ def softprompts(folder: Path, count: int, seed: int) -> Iterator[Case]:
     vectors = torch.randn(2, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     save_softprompt(path, vectors, model, num_tokens=40)
     good = path.read_bytes()
-    for kind, sealed in (("as it is", False), ("right checksum", True)):
-        for index in range(-1, count // 2):
+    for place, kind in enumerate(("as it is", RESEALED)):
+        sealed = kind == RESEALED
+        for index in range(-1, share(count, place, 2)):
             data = damaged(good, SAFETENSORS, index, draw) if index >= 0 else good
             data = with_checksum(data) if sealed else data
             path.write_bytes(data)
-            yield Case(kind, partial(read, path, index % 3 and model or None, vectors, sealed), path, len(data))
+            yield Case(kind, partial(read, path, model if index % 2 else None, vectors, sealed), path, len(data))
