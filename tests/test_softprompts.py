@@ -5,6 +5,7 @@ import json
 import os
 import random
 import struct
+import threading
 
 import bitsandbytes
 import pytest
@@ -240,6 +241,19 @@ def test_what_cannot_be_loaded(model, saved, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(OSError, match="is damaged"):
             load_softprompt(path, model)
+
+
+def test_a_file_that_is_replaced_while_it_is_read(model, tmp_path):
+    path, width = tmp_path / "a.safetensors", model.config.hidden_size
+    softprompts = [torch.full((4, 64, width), value) for value in (1.0, 2.0)]
+    save_softprompt(path, softprompts[0], model, num_tokens=300)
+    writer = threading.Thread(
+        target=lambda: [save_softprompt(path, softprompts[turn % 2], model, num_tokens=300) for turn in range(100)]
+    )
+    writer.start()
+    while writer.is_alive():
+        assert len(load_softprompt(path).vectors.unique()) == 1
+    writer.join()
 
 
 def rewritten(path, changes=None, **tensors):
