@@ -9,6 +9,8 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..loading import NEW_MODULES
+
 
 logger = logging.get_logger(__name__)
 
@@ -19,7 +21,6 @@ EXPECTED = (
     "eoc_token_id must be",
     "missing keys in the checkpoint model loaded: ['lm_head.weight']",
 )
-NEW_MODULES = ("embed_summary", "stop_head")
 # Schedules that know no warm-up.
 UNWARMED = ("constant", "reduce_lr_on_plateau", "greedy")
 
