@@ -48,7 +48,7 @@ TARGETS = {
     "softprompts": Target(softprompts, 2000),
     "configs": Target(configs, 500),
     "weights": Target(weights, 500),
-    "checkpoints": Target(checkpoints, 200),
+    "checkpoints": Target(checkpoints, 100),
     "datasets": Target(datasets, 500),
     "pages": Target(pages, 1000),
     "kills": Target(kills, 150),
@@ -76,7 +76,8 @@ def summary(name: str, results: list[Result]) -> Iterator[list[str]]:
         own = [result for result in results if result.kind == kind and not result.good]
         counts = Counter(result.outcome for result in own)
         outcomes = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
-        slowest, most = max((result.seconds for result in own), default=0), max((result.megabytes for result in own), default=0)
+        slowest = max((result.seconds for result in own), default=0.0)
+        most = max((result.megabytes for result in own), default=0.0)
         failures = sum(bool(result.problem) for result in own)
         yield [name, kind, f"{len(own):,}", outcomes, f"{slowest:.2f}", f"{most:.1f}", str(failures)]
 

@@ -37,11 +37,11 @@ def write_parquet(path: Path, rows: list[dict]):
 def good_files(folder: Path) -> dict[str, Path]:
     """A file of every kind, by its kind."""
     texts, tokens = pyarrow.Table.from_pylist(ROWS), pyarrow.Table.from_pylist(TOKENS)
-    (folder / "good.txt").write_text("\n".join(row["text"] for row in ROWS))
-    (folder / "good.jsonl").write_bytes(lines(ROWS))
+    (folder / "text.txt").write_text("\n".join(row["text"] for row in ROWS))
+    (folder / "text.jsonl").write_bytes(lines(ROWS))
     (folder / "tokens.jsonl").write_bytes(lines(TOKENS))
-    csv.write_csv(texts, folder / "good.csv")
-    parquet.write_table(texts, folder / "good.parquet")
+    csv.write_csv(texts, folder / "text.csv")
+    parquet.write_table(texts, folder / "text.parquet")
     parquet.write_table(tokens, folder / "tokens.parquet")
     return {path.name: path for path in sorted(folder.glob("*.*"))}
 
@@ -100,4 +100,4 @@ def damaged_file(
     contents = [data] + made_up + [damaged(data, ways, index, draw) for index in range(count - len(made_up))]
     for index, content in enumerate(contents):
         path.write_bytes(content)
-        yield Case(f"{good.name}", partial(readers[index % len(readers)], path, tokenizer), path, len(content))
+        yield Case(good.name, partial(readers[index % len(readers)], path, tokenizer), path, len(content))

@@ -38,8 +38,9 @@ def load_model(name: str, folder: Path) -> PreTrainedModel:
 
 def read_model(name: str, folder: Path):
     """Every tensor of a model is that of its file, as often as the model holds it; values may be damaged."""
-    expected = [tensor for tensor in load_file(folder / "model.safetensors").values()]
-    for key, found in load_model(name, folder).state_dict().items():
+    model = load_model(name, folder)
+    expected = load_file(folder / "model.safetensors").values()
+    for key, found in model.state_dict().items():
         same = (torch.equal(found.nan_to_num(), tensor.to(found.dtype).nan_to_num()) for tensor in expected)
         require_right(any(same), f"{key} is not in the file")
 

@@ -21,7 +21,7 @@ def drawn(strategy: st.SearchStrategy, count: int, seed: int) -> list:
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=count,
+        max_examples=max(count, 1),
         database=None,
         deadline=None,
         phases=[Phase.generate],
@@ -32,7 +32,7 @@ def drawn(strategy: st.SearchStrategy, count: int, seed: int) -> list:
         found.append(example)
 
     collect()
-    return found
+    return found[:count]
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:

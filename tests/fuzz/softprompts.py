@@ -25,7 +25,7 @@ RESEALED = "right checksum"
 def with_checksum(data: bytes) -> bytes:
     """A file whose SHA-256 is that of what it holds; one that cannot be read stays as it is."""
     try:
-        (name, vectors), = load(data).items()
+        ((name, vectors),) = load(data).items()
         metadata = json.loads(split_safetensors(data)[0])["__metadata__"]
         return save({name: vectors}, metadata | {"sha256": package._checksum(vectors, metadata)})
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
