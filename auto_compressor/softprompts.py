@@ -169,7 +169,7 @@ def _check_metadata(path: str | os.PathLike, metadata: dict[str, str]):
     unknown = sorted(metadata.keys() - {*FIELDS, "sha256"})
     _require(path, not unknown, "its metadata must be known", unknown)
     for name in ("model_name", "model_type"):
-        is_name = 0 < len(metadata.get(name, "")) + (name == "model_name") <= MAX_NAME_LENGTH
+        is_name = name in metadata and 0 < len(metadata[name]) + (name == "model_name") <= MAX_NAME_LENGTH
         _require(path, is_name, f"its `{name}` must be a text", metadata.get(name))
     for name in ("fingerprint", "sha256")[: 1 + ("sha256" in metadata)]:
         is_hash = SHA256.fullmatch(metadata.get(name, "")) is not None

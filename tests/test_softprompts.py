@@ -287,6 +287,7 @@ BAD_METADATA = {
     "no number": ({"num_tokens": "many"}, "its `num_tokens` must be a whole number"),
     "huge": ({"num_tokens": "9" * 5000}, "its `num_tokens` must be a whole number"),
     "none": ({"num_tokens": "0"}, "its `num_tokens` must be a whole number from 1"),
+    "no name": ({"model_name": None, "sha256": None}, "its `model_name` must be a text, got None"),
     "missing": ({"num_tokens": None}, "its `num_tokens` must be a whole number"),
     "no name": ({"model_name": None, "fingerprint": None}, "its `fingerprint` must be a SHA-256"),
     "no type": ({"model_type": None}, "its `model_type` must be a text"),
