@@ -94,6 +94,7 @@ from .training.resuming import (
     check_settings,
     find_checkpoint,
     last_whole_checkpoint,  # noqa: F401, a name of this module
+    remove_left_over,
     settings_of,
     write_settings,
 )
@@ -710,6 +711,7 @@ def begin_run(model_args: Any, data_args: DataTrainingArguments, training_args: 
     settings, checkpoint = settings_of(model_args, data_args, training_args), find_checkpoint(training_args)
     check_settings(Path(training_args.output_dir) if checkpoint is None else Path(checkpoint).parent, settings)
     if training_args.process_index == 0:
+        remove_left_over(Path(training_args.output_dir))
         write_settings(Path(training_args.output_dir), settings)
     return checkpoint
 

@@ -289,7 +289,7 @@ BAD_METADATA = {
     "none": ({"num_tokens": "0"}, "its `num_tokens` must be a whole number from 1"),
     "no name": ({"model_name": None, "sha256": None}, "its `model_name` must be a text, got None"),
     "missing": ({"num_tokens": None}, "its `num_tokens` must be a whole number"),
-    "no name": ({"model_name": None, "fingerprint": None}, "its `fingerprint` must be a SHA-256"),
+    "no fingerprint": ({"fingerprint": None}, "its `fingerprint` must be a SHA-256"),
     "no type": ({"model_type": None}, "its `model_type` must be a text"),
     "fingerprint": ({"fingerprint": "abc"}, "its `fingerprint` must be a SHA-256"),
     "checksum": ({"sha256": "abc"}, "its `sha256` must be a SHA-256"),
