@@ -37,6 +37,7 @@ def checkpoints(folder: Path, count: int, seed: int) -> Iterator[Case]:
     seconds = 5 * seconds_of(partial(train_to_the_end, whole))
     shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "out" / f"checkpoint-{STEPS}")
+    (stopped / "out" / "model.safetensors").unlink()
     newest = stopped / "out" / f"checkpoint-{STEPS - 1}"
     names = sorted(file.name for file in newest.iterdir() if file.name not in NOT_READ)
     for index in range(-1, count):
