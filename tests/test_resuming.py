@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, with which settings, and what it reads."""
 
+import json
 import shutil
 
 import pytest
@@ -70,6 +71,26 @@ def test_the_newest_readable_checkpoint(name, main):
     assert last_whole_checkpoint(output) == str(output / "checkpoint-1")
     path.write_bytes(whole)
     assert last_whole_checkpoint(output) == str(output / "checkpoint-2")
+
+
+@pytest.mark.parametrize("change", [{"best_model_checkpoint": [0]}, {"epoch": "a"}, {"log_history": {}}, {"more": 1}])
+def test_a_state_that_the_trainer_cannot_read(change, main):
+    output = main(*TINY, 2)
+    path = output / "checkpoint-2" / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert last_whole_checkpoint(output) == str(output / "checkpoint-1")
+    with pytest.raises(SystemExit, match="cannot be resumed from: trainer_state.json is missing or damaged"):
+        main(*TINY, 3, "--resume_from_checkpoint", output / "checkpoint-2")
+
+
+def test_what_safetensors_left_when_a_run_was_killed_goes_at_the_next(main):
+    output = main(*TINY, 1)
+    for folder in (output, output / "checkpoint-1"):
+        for name in (".tmpnzHb6v", ".tmpnot", "notes.tmp"):
+            (folder / name).touch()
+    main(*TINY, 2, "--resume_from_checkpoint", "true")
+    left = {str(path.relative_to(output)) for path in output.rglob("*tmp*")}
+    assert left == {".tmpnot", "notes.tmp", "checkpoint-1/.tmpnot", "checkpoint-1/notes.tmp"}
 
 
 def adapted_model(folder, targets, tied, **fields):

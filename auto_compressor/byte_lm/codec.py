@@ -219,7 +219,9 @@ def decode_streams(
     decoder, tied = constriction.stream.queue.RangeDecoder(words), defaultdict(list)
     for step, stream in ties.tolist():
         tied[step].append(stream)
-    streams = torch.zeros(header.num_streams, header.num_steps, dtype=torch.uint8)
+    # Streams without a byte have no rows: a header may name many.
+    num_rows = min(header.num_streams, max(header.num_bytes, 1))
+    streams = torch.zeros(num_rows, header.num_steps, dtype=torch.uint8)
     bits, steps = WORD_BITS * len(words) + SPARE_BITS, progress(range(header.num_steps))
     for step, probs in zip(steps, predictions(model, streams, header.window), strict=False):
         rows = rows_at(step, streams, header.num_bytes)
