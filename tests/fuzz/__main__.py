@@ -16,14 +16,14 @@ from rich.table import Table
 from tqdm import tqdm
 from transformers.utils import logging
 
-from auto_compressor.autocompressor.softprompts import softprompts
-from auto_compressor.cases import Case, Result, judged
-from auto_compressor.checkpoints import checkpoints
-from auto_compressor.codecs import codecs
-from auto_compressor.datasets import datasets
-from auto_compressor.model_folders import configs, weights
-from auto_compressor.pages import pages
-from auto_compressor.writing import kills, writers
+from .cases import Case, Result, judged
+from .checkpoints import checkpoints
+from .codecs import codecs
+from .datasets import datasets
+from .model_folders import configs, weights
+from .pages import pages
+from .softprompts import softprompts
+from .writing import kills, writers
 
 
 BUILD = Path(__file__).parents[2] / "build"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from auto_compressor.cases import DOCUMENTED, Case, require_right, seconds_of
-from auto_compressor.mutations import BYTES, JSON, Mutation, damaged, other_header_length
-from auto_compressor.training import STEPS, train_to_the_end, weights_of
+from .cases import DOCUMENTED, Case, require_right, seconds_of
+from .mutations import BYTES, JSON, Mutation, damaged, other_header_length
+from .training import STEPS, train_to_the_end, weights_of
 
 
 ENDINGS: dict[str, list[Mutation]] = {".json": JSON, ".safetensors": [*BYTES[1:], other_header_length]}

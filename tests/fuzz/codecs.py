@@ -8,10 +8,11 @@ from pathlib import Path
 from damage_testing import damaged_parts
 
 from auto_compressor.byte_lm.codec import compress_bytes, decompress_bytes
-from auto_compressor.cases import Case, require_right, share
 from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
 from auto_compressor.hierarchical_autoencoder.codec import decode_bytes, encode_bytes
-from auto_compressor.models import BYTE_MODELS, make_model
+
+from .cases import Case, require_right, share
+from .models import BYTE_MODELS, make_model
 
 
 def good_files(text: bytes) -> Iterator[tuple[str, bytes, Callable[[bytes], bytes]]]:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from pyarrow import csv, parquet
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from auto_compressor.cases import Case, require_right, share
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from auto_compressor.files.text_streams import stream_rows, tokenize_rows
-from auto_compressor.mutations import BYTES, OTHER, Mutation, damaged, drawn
 from auto_compressor.training.arguments import DataTrainingArguments
 from auto_compressor.training.data import load_datasets
+
+from .cases import Case, require_right, share
+from .mutations import BYTES, OTHER, Mutation, damaged, drawn
 
 
 BLOCK_SIZE, VOCAB_SIZE = 8, 2048

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from auto_compressor import ActivationCompressor
 from auto_compressor.autocompressor.bases import load_autocompressor
-from auto_compressor.cases import Case, require_right, share
 from auto_compressor.cli import common
 from auto_compressor.files.loading import load
-from auto_compressor.models import AUTOCOMPRESSORS, MODELS, make_model
-from auto_compressor.mutations import JSON, SAFETENSORS, Mutation, damaged
+
+from .cases import Case, require_right, share
+from .models import AUTOCOMPRESSORS, MODELS, make_model
+from .mutations import JSON, SAFETENSORS, Mutation, damaged
 
 
 LOADERS: dict[str, Callable[[argparse.Namespace], PreTrainedModel]] = {

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 from auto_compressor.activation_compressor.metrics import Fidelity, Setting
 from auto_compressor.activation_compressor.page import quality_table, recall_table, report_page
-from auto_compressor.cases import Case, require_right, share
 from auto_compressor.continuous_text_autoencoder.accuracy_report import ERROR_CASES_FILE, write_report
 from auto_compressor.continuous_text_autoencoder.error_viewer import (
     DIFFS,
@@ -25,8 +24,10 @@ from auto_compressor.evaluation.borders import PatchLevel, TextBorders
 from auto_compressor.evaluation.borders_page import borders_page
 from auto_compressor.evaluation.recall import RecallResult
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
-from auto_compressor.models import make_model
-from auto_compressor.mutations import drawn
+
+from .cases import Case, require_right, share
+from .models import make_model
+from .mutations import drawn
 
 
 HARMLESS = "In the beginning\nthere was a king"

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from auto_compressor.autocompressor import softprompts as package
 from auto_compressor.autocompressor.softprompts import load_softprompt, save_softprompt
-from auto_compressor.cases import Case, require_right, share
-from auto_compressor.models import make_model
-from auto_compressor.mutations import SAFETENSORS, damaged, split_safetensors
+
+from .cases import Case, require_right, share
+from .models import make_model
+from .mutations import SAFETENSORS, damaged, split_safetensors
 
 
 RESEALED = "right checksum"

@@ -14,11 +14,12 @@ import torch
 
 from auto_compressor.autocompressor.softprompts import load_softprompt, save_softprompt
 from auto_compressor.byte_lm.codec import decompress_bytes
-from auto_compressor.cases import Case, require_right, seconds_of, share
 from auto_compressor.cli.main import main as command
 from auto_compressor.files.whole_files import whole_file, whole_folder
-from auto_compressor.models import make_model
-from auto_compressor.training import names_in, train_to_the_end, weights_of
+
+from .cases import Case, require_right, seconds_of, share
+from .models import make_model
+from .training import names_in, train_to_the_end, weights_of
 
 
 PATIENCE = 60.0
