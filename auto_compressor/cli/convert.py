@@ -2,16 +2,17 @@
 
 import argparse
 
+from ..families import FAMILIES, families_with
 from .common import silence_loading
 
 
 NAME = "convert"
 HELP = "convert a published checkpoint"
-FAMILIES = ("adaptive_byte", "gru_byte", "continuous_text_autoencoder")
+MODEL_TYPES = [model_type for family in families_with("published") for model_type in FAMILIES[family]]
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--family", required=True, choices=FAMILIES)
+    parser.add_argument("--family", required=True, choices=MODEL_TYPES)
     parser.add_argument("source", help=".pt file, or folder with config.json and model.safetensors")
     parser.add_argument("target", help="folder to write, new or empty")
 
