@@ -1,6 +1,7 @@
 """The families of models, each a folder of this package; nothing is imported before it is asked for."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,11 @@ def module_of(family: str, name: str = "") -> ModuleType:
     return import_module(f"{__package__}.{family}{name and '.' + name}")
 
 
+def families_with(name: str) -> list[str]:
+    """The families that have a module of this name."""
+    return [family for family in FAMILIES if find_spec(f"{__package__}.{family}.{name}") is not None]
+
+
 def training_family(model_type: str) -> "Family":
     """What `train.py` must know of the models of a type."""
     family = next(name for name, model_types in FAMILIES.items() if model_type in model_types)
@@ -33,4 +39,4 @@ def training_family(model_type: str) -> "Family":
     return found[model_type] if isinstance(found, dict) else found
 
 
-__all__ = ["DEFAULT", "FAMILIES", "MODEL_TYPES", "module_of", "training_family"]
+__all__ = ["DEFAULT", "FAMILIES", "MODEL_TYPES", "families_with", "module_of", "training_family"]

@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from .byte_lm import published as byte_lm
-from .continuous_text_autoencoder import published as continuous_text_autoencoder
-from .files.published import load_weights, read_file, read_folder
+from .families import families_with, module_of
+from .files.published import PublishedFormat, load_weights, read_file, read_folder
 from .files.whole_files import remove_left_over, whole_folder
 
 
-FORMATS = byte_lm.FORMATS | continuous_text_autoencoder.FORMATS
+# model type -> what its published checkpoints are called here
+FORMATS: dict[str, PublishedFormat] = {}
+for name in families_with("published"):
+    FORMATS |= module_of(name, "published").FORMATS
 
 
 def family_of(names: list[str]) -> str:

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 import auto_compressor
+from auto_compressor.families import FAMILIES
 
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "auto_compressor"
 SCRIPTS = ("args", "data", "substep_trainer")  # other names of modules in the package
-FAMILIES = ("autocompressor", "hierarchical_autoencoder", "byte_lm", "activation_compressor")
-FAMILIES += ("continuous_text_autoencoder",)
 # Of a family's files these are parts of others: what is outside, and small functions on tensors and rows.
 GROUND_NAMES = ("byte_rows", "cache_names", "identity", "loading", "tensors")
 

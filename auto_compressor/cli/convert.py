@@ -2,16 +2,17 @@
 
 import argparse
 
+from ..families import FAMILIES, families_with
 from .common import silence_loading
 
 
 NAME = "convert"
 HELP = "convert a published checkpoint to a folder that from_pretrained loads"
-FAMILIES = ("adaptive_byte", "gru_byte", "continuous_text_autoencoder")
+MODEL_TYPES = [model_type for family in families_with("published") for model_type in FAMILIES[family]]
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--family", required=True, choices=FAMILIES, help="family of the published checkpoint")
+    parser.add_argument("--family", required=True, choices=MODEL_TYPES, help="family of the published checkpoint")
     parser.add_argument(
         "source", help="checkpoint to convert: a .pt file, or a folder with config.json and model.safetensors"
     )
