@@ -26,7 +26,7 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.utils import logging
 
 from .families import DEFAULT, MODEL_TYPES, training_family
-from .training.checkpoints import check_settings, find_checkpoint, settings_of, write_settings
+from .training.checkpoints import check_settings, find_checkpoint, remove_left_over, settings_of, write_settings
 from .training.family import Family, RunArguments, make_trainer
 from .training.report import add_reports, expected_messages_are_silent, write_report
 
@@ -49,6 +49,7 @@ def begin_run(arguments: RunArguments) -> str | None:
     settings, checkpoint = settings_of(*arguments), find_checkpoint(training_args)
     check_settings(Path(training_args.output_dir) if checkpoint is None else Path(checkpoint).parent, settings)
     if training_args.process_index == 0:
+        remove_left_over(Path(training_args.output_dir))
         write_settings(Path(training_args.output_dir), settings)
     return checkpoint
 

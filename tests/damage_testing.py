@@ -44,10 +44,11 @@ def other_json(header: bytes, generator: random.Random) -> bytes:
     values = json.loads(header)
     name = generator.choice(sorted(values))
     values[name] = generator.choice(HOSTILE)
-    if name == "streams" and generator.random() < 0.7:
-        values[name] = [["zlib", length] for _, length in json.loads(header)["streams"]]
+    before = json.loads(header)[name]
+    if name == "streams" and isinstance(before, list) and generator.random() < 0.7:
+        values[name] = [["zlib", length] for _, length in before]
     if name == "lossless":
-        values[name] = not json.loads(header)[name]
+        values[name] = not before
     if generator.random() < 0.1:
         del values[name]
     return json.dumps(values).encode()

@@ -1,4 +1,4 @@
-"""What is checked besides the tests: run/types.sh, with a mypy of our own, and the pins of .pre-commit-config.yaml."""
+"""What is checked beside the tests: run/types.sh, with a mypy of our making, and the pins of pre-commit."""
 
 import os
 import re

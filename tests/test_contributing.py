@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says: a family is made of its code blocks, and trains; the files that it names are there."""
+"""What CONTRIBUTING.md says: a family from its code blocks is trained, loaded and listed; what it names is there."""
 
 import json
 import os

@@ -336,6 +336,7 @@ BAD_INPUT = {
     "no column": (bad_file("a.jsonl", b'{"body": "x"}\n'), ValueError, r"'text' \(--text_column\).*body"),
     "no string": (bad_file("a.jsonl", b'{"text": "x"}\n{"text": null}\n'), ValueError, "strings only, got None"),
     "too short": (bad_file("a.txt", b"one two"), ValueError, "has 2 tokens, fewer than one block of 16"),
+    "no zip": (bad_file("a.txt", b"PK\x03\x04" + bytes(50)), ValueError, "cannot be read as text: File is not a zip"),
     "no row": (bad_file("a.csv", b"text\n"), ValueError, "--train_file .*a.csv.* cannot be read as csv"),
     "percentage": (lambda tmp_path: {"validation_split_percentage": 100}, ValueError, "below 100, got 100"),
     "limit": (lambda tmp_path: {"max_train_samples": 0}, ValueError, "--max_train_samples must be 1 or more"),
@@ -354,6 +355,17 @@ def test_bad_input(case, tmp_path, load):
     arguments, error, message = BAD_INPUT[case]
     with pytest.raises(error, match=message):
         load(**arguments(tmp_path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["input_ids", "labels"])
+@pytest.mark.parametrize("value", [None, True, "text", [[1]], [0.5], [None]])
+def test_rows_that_are_no_tokens(column, value, streaming, tmp_path):
+    row = {"input_ids": [1, 2], "labels": [1, 2]} | {column: value}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    options = DataTrainingArguments(preprocessed_train_datasets=[str(tmp_path / "a.jsonl")], streaming=streaming)
+    with pytest.raises(ValueError, match=f"must have lists of token ids as its {column}, a row has"):
+        load_datasets(options, None, BLOCK, str(tmp_path / "cache"), vocab_size=9)
 
 
 def test_bad_files(tmp_path, load):

@@ -92,7 +92,7 @@ ORDERS = {
     "a model in between": "import auto_compressor, transformers.models.llama.modeling_llama",
     "layers in between": "import auto_compressor; import transformers.modeling_layers",
     "an attribute": "import auto_compressor; auto_compressor.POLICIES",
-    "a module as attribute": "import auto_compressor; auto_compressor.autocompressor.softprompts.save_softprompt",
+    "a module as attribute": "import auto_compressor; auto_compressor.softprompts.save_softprompt",
     "all names": "from auto_compressor import *",
     "a cache": "from auto_compressor.autocompressor.softprompt_cache import SoftpromptCache",
     "no model at all": "import auto_compressor.files.bundled, auto_compressor.cli.main, auto_compressor.assets",

@@ -60,7 +60,9 @@ def rank(module: str) -> int:
         return SCRIPT if parts[0] in SCRIPTS else PROGRAM
     if module in PUSHED:
         kind = parts[-1].split("_")[0]
-        kinds = {"configuration": CONFIGURATION, "generation": GENERATION, "modeling": MODEL}
+        kinds = {"configuration": CONFIGURATION, "modeling": MODEL} | dict.fromkeys(
+            ("generation", "summaries"), GENERATION
+        )
         return GROUND if parts[-1] in GROUND_NAMES or len(parts) == 2 else kinds.get(kind, PART)
     if len(parts) == 1 or parts[1] in ("families", "published", "registration", "train"):
         return FACE

@@ -6,12 +6,15 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from auto_compressor import LlamaAutoCompressorModel
+from auto_compressor.autocompressor.bases import load_autocompressor, load_language_model
 from auto_compressor.cli.main import main
 from auto_compressor.families import MODEL_TYPES
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
-from auto_compressor.files.loading import load_tokenizer
+from auto_compressor.files.loading import load, load_tokenizer
 
 
 COMMANDS = {
@@ -75,6 +78,55 @@ def test_no_tokenizer_runs_code(hostile, answers_yes, tmp_path):
     with pytest.raises(OSError, match="never run"):
         load_tokenizer(hostile)
     assert not (tmp_path / "canary").exists()
+
+
+def saved_llama(folder, model_class=LlamaForCausalLM, **fields):
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model_class(model_class.config_class(vocab_size=64, **sizes, **fields)).save_pretrained(folder)
+    return folder
+
+
+def rename_weight(folder, name):
+    weights = load_file(folder / "model.safetensors")
+    weights["x." + name] = weights.pop(name)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("model_class", [LlamaForCausalLM, LlamaAutoCompressorModel])
+@pytest.mark.parametrize("loader", [load_autocompressor, load_language_model])
+def test_weights_that_are_missing_are_not_drawn_at_random(loader, model_class, tmp_path):
+    folder = saved_llama(tmp_path, model_class)
+    assert loader(str(folder)).embed_summary.weight.isfinite().all()  # new in an AutoCompressor of a plain model
+    rename_weight(folder, "model.layers.0.mlp.up_proj.weight")
+    with pytest.raises(OSError, match=r"^Cannot load the model '.*': it lacks model.layers.0.mlp.up_proj.weight.$"):
+        loader(str(folder))
+
+
+def test_the_summary_embeddings_of_a_trained_model_are_not_made_anew(tmp_path):
+    folder = saved_llama(tmp_path, LlamaAutoCompressorModel, summary_length=3)
+    rename_weight(folder, "embed_summary.weight")
+    with pytest.raises(OSError, match="it lacks embed_summary.weight"):
+        load_autocompressor(str(folder))
+    assert load_autocompressor(str(folder), summary_length=5).embed_summary.weight.shape == (5, 8)
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "n_layer", "num_levels"])
+@pytest.mark.parametrize("number", [1001, 2**40, 10**400])
+def test_a_model_of_too_many_layers_is_refused_before_it_is_made(field, number, tmp_path):
+    folder = saved_llama(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"nested": [{field: [number]}]}))
+    with pytest.raises(ValueError, match=f"Cannot load .*: `{field}` in its config must be 1000 at most, got 1"):
+        load(AutoConfig, str(folder))
+
+
+def test_a_message_is_short_whatever_is_in_a_file(tmp_path):
+    folder = saved_llama(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "x" * 10_000}))
+    with pytest.raises(OSError, match="hidden_size") as error:
+        load_language_model(str(folder))
+    assert len(str(error.value)) < 1000
 
 
 BAD_CONFIGS = ["", "{", "[]", "7", "null", '{"model_type": 3}', '{"model_type": "llama", "hidden_size": "x"}']

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, with which settings, and what it reads."""
 
+import json
 import shutil
 
 import pytest
@@ -72,6 +73,26 @@ def test_the_newest_readable_checkpoint(name, main):
     assert last_whole_checkpoint(output) == str(output / "checkpoint-2")
 
 
+@pytest.mark.parametrize("change", [{"best_model_checkpoint": [0]}, {"epoch": "a"}, {"log_history": {}}, {"more": 1}])
+def test_a_state_that_the_trainer_cannot_read(change, main):
+    output = main(*TINY, 2)
+    path = output / "checkpoint-2" / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert last_whole_checkpoint(output) == str(output / "checkpoint-1")
+    with pytest.raises(SystemExit, match="cannot be resumed from: trainer_state.json is missing or damaged"):
+        main(*TINY, 3, "--resume_from_checkpoint", output / "checkpoint-2")
+
+
+def test_what_safetensors_left_when_a_run_was_killed_goes_at_the_next(main):
+    output = main(*TINY, 1)
+    for folder in (output, output / "checkpoint-1"):
+        for name in (".tmpnzHb6v", ".tmpnot", "notes.tmp"):
+            (folder / name).touch()
+    main(*TINY, 2, "--resume_from_checkpoint", "true")
+    left = {str(path.relative_to(output)) for path in output.rglob("*tmp*")}
+    assert left == {".tmpnot", "notes.tmp", "checkpoint-1/.tmpnot", "checkpoint-1/notes.tmp"}
+
+
 def adapted_model(folder, targets, tied, **fields):
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, tie_word_embeddings=tied
@@ -123,6 +144,16 @@ def test_tied_embeddings_get_no_adapters(field, tmp_path):
     for name in ("lm_head", "embed_tokens"):
         with pytest.raises(ValueError, match=f"--{field} must not name {name}"):
             lora_config(model, ModelArguments(**{field: [name]}))
+
+
+def test_all_linear_layers_get_adapters(tmp_path):
+    """But not the head, tied or not."""
+    adapted_model(tmp_path, ["q_proj"], tied=True)
+    model = LlamaAutoCompressorModel.from_pretrained(tmp_path / "base", summary_length=4)
+    config = lora_config(model, ModelArguments(lora_target_modules=["all-linear"]))
+    get_peft_model(model, config)
+    names = {name.split(".lora_A")[0].split(".")[-1] for name, _ in model.named_modules() if "lora_A" in name}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def test_a_resumed_stream_goes_on(main, tmp_path):

@@ -110,7 +110,7 @@ def protected_tokens(valid: torch.BoolTensor, num_sinks: int, recent_window: int
         valid (`torch.BoolTensor` of shape `(batch_size, num_kv_heads, tokens)`): False for padding.
         num_sinks, recent_window (`int`): Tokens of each.
     """
-    from_start = valid.cumsum(dim=-1)
+    from_start = valid.cumsum(dim=-1)  # (batch, heads, tokens)
     from_end = valid.flip(-1).cumsum(dim=-1).flip(-1)
     return valid & ((from_start <= num_sinks) | (from_end <= recent_window))
 
@@ -127,9 +127,10 @@ def select(state: LayerState, scores: torch.Tensor, budget: torch.LongTensor) ->
     num_tokens = scores.shape[-1]
     ranked = scores.float().masked_fill(state.protected, torch.inf).masked_fill(~state.valid, -torch.inf)
     num_slots = min(int(budget.max()), num_tokens)
-    indices = ranked.topk(num_slots, dim=-1).indices
+    indices = ranked.topk(num_slots, dim=-1).indices  # (batch, heads, slots)
     allowed = torch.minimum(budget[:, None], state.valid.sum(dim=-1))  # (batch, heads)
-    over_budget = torch.arange(num_slots, device=scores.device) >= allowed[..., None]
+    over_budget = torch.arange(num_slots, device=scores.device) >= allowed[..., None]  # (batch, heads, slots)
+    # In order of position; slots over the budget of their row come last, with the token `num_tokens`, which is none.
     indices = indices.masked_fill(over_budget, num_tokens).sort(dim=-1).values
     slots = torch.arange(num_slots, device=scores.device).expand_as(indices)
     # One token more takes the slots of no token.
@@ -186,9 +187,10 @@ def merged_values(values: torch.Tensor, selection: Selection, slot: torch.LongTe
     Returns:
         Means `(batch_size, num_kv_heads, slots, head_dim)`, and log(1 + sum of the shares) `(..., slots)`.
     """
-    own = selection.gather(values)
-    joined = torch.zeros_like(own[..., 0]).scatter_add(2, slot, shares)
-    differences = shares[..., None] * (values - gather(own, slot))
+    own = selection.gather(values)  # (batch, heads, slots, head_dim)
+    joined = torch.zeros_like(own[..., 0]).scatter_add(2, slot, shares)  # (batch, heads, slots)
+    differences = shares[..., None] * (values - gather(own, slot))  # (batch, heads, tokens, head_dim)
+    # By differences: a slot that nothing joins keeps its value to the last bit.
     total = torch.zeros_like(own).scatter_add(2, slot[..., None].expand_as(differences), differences)
     return own + total / (1 + joined)[..., None], joined.log1p()
 
@@ -204,7 +206,7 @@ def observed_attention(state: LayerState) -> torch.Tensor:
     num_queries = state.queries.shape[2]
     queries = state.queries.detach().unflatten(1, (num_heads, -1))  # (batch, heads, groups, queries, head_dim)
     scores = queries.float() @ state.keys.detach().float().transpose(2, 3)[:, :, None]
-    scores = scores + state.log_mass.detach().float()[:, :, None, None]
+    scores = scores + state.log_mass.detach().float()[:, :, None, None]  # (batch, heads, groups, queries, tokens)
     seen = torch.ones(num_queries, num_tokens, dtype=torch.bool, device=scores.device).tril(num_tokens - num_queries)
     attention = scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
     attention = attention * state.valid[:, :, None, None] * state.valid[:, :, None, -num_queries:, None]
@@ -213,10 +215,10 @@ def observed_attention(state: LayerState) -> torch.Tensor:
 
 def importance(state: LayerState) -> torch.Tensor:
     """Mean attention a_i of the last queries to each token, `(batch_size, num_kv_heads, tokens)`."""
-    attention = observed_attention(state)
+    attention = observed_attention(state)  # (batch, heads, groups * queries, tokens)
     num_queries = state.queries.shape[2]
     groups = attention.shape[2] // num_queries
-    count = groups * state.valid[..., -num_queries:].sum(dim=-1, keepdim=True)
+    count = groups * state.valid[..., -num_queries:].sum(dim=-1, keepdim=True)  # (batch, heads, 1)
     return attention.sum(dim=2) / count.clamp_min(1)
 
 
@@ -239,13 +241,13 @@ def key_norm(state: LayerState, budget: torch.LongTensor) -> Slots:
 def keydiff(state: LayerState, budget: torch.LongTensor) -> Slots:
     """The tokens whose keys are least like the mean key (Park et al., "KeyDiff", 2025, section 3)."""
     keys = F.normalize(state.keys.float(), dim=-1) * state.valid[..., None]
-    anchor = F.normalize(keys.sum(dim=2, keepdim=True), dim=-1)
+    anchor = F.normalize(keys.sum(dim=2, keepdim=True), dim=-1)  # (batch, heads, 1, head_dim)
     return evict(state, -(keys * anchor).sum(dim=-1), budget)
 
 
 def snapkv(state: LayerState, budget: torch.LongTensor, kernel_size: int = 5) -> Slots:
     """The tokens that the last queries look at, and their neighbours (Li et al., "SnapKV", NeurIPS 2024)."""
-    pooled = F.avg_pool1d(importance(state), kernel_size, stride=1, padding=kernel_size // 2)
+    pooled = F.avg_pool1d(importance(state), kernel_size, stride=1, padding=kernel_size // 2)  # (batch, heads, tokens)
     return evict(state, pooled, budget)
 
 
@@ -254,16 +256,19 @@ def expected_attention(state: LayerState, budget: torch.LongTensor) -> Slots:
     The tokens of the largest expected contribution |v| E[exp(q k)] for Gaussian queries (Devoto et al., "Expected
     Attention", 2025), whose mean and covariance are those of the last queries, with their positions.
     """
+    # (batch, 1, queries, 1): 0 for the queries of padding
     weights = state.valid[:, :1, -state.queries.shape[2] :, None].float()
     queries = state.queries.float()
     count = weights.sum(dim=2, keepdim=True).clamp_min(1)
     mean = (queries * weights).sum(dim=2, keepdim=True) / count  # (batch, num_heads, 1, head_dim)
     centred = (queries - mean) * weights
-    covariance = centred.transpose(2, 3) @ centred / count
+    covariance = centred.transpose(2, 3) @ centred / count  # (batch, num_heads, head_dim, head_dim)
+    # (batch, heads, groups, 1 or head_dim, head_dim)
     mean, covariance = (part.unflatten(1, (state.keys.shape[1], -1)) for part in (mean, covariance))
     keys = state.keys.float()[:, :, None]  # (batch, heads, 1, tokens, head_dim)
+    # (batch, heads, groups, tokens): log E[exp(q k)] of a Gaussian q
     scores = (keys * mean).sum(dim=-1) + (keys @ covariance * keys).sum(dim=-1) / 2 + state.log_mass[:, :, None]
-    attention = scores.softmax(dim=-1).mean(dim=2)
+    attention = scores.softmax(dim=-1).mean(dim=2)  # (batch, heads, tokens)
     return evict(state, attention * state.values.float().norm(dim=-1), budget)
 
 
@@ -271,17 +276,19 @@ def adjacent(state: LayerState, budget: torch.LongTensor) -> Slots:
     """Merges runs of neighbours into their mean key and value, with the mass of all of them."""
     valid, protected = state.valid, state.protected
     between = valid & ~protected
+    # (batch, heads, 1)
     num_runs = torch.minimum(budget[:, None] - protected.sum(dim=-1), between.sum(dim=-1))[..., None]
+    # (batch, heads, tokens): the run of each token, as even in length as can be
     run = (between.cumsum(dim=-1) - 1) * num_runs // between.sum(dim=-1, keepdim=True).clamp_min(1)
     starts = protected | (between & (F.pad(run, (1, 0), value=-1)[..., :-1] != run))
     num_slots = min(int(budget.max()), valid.shape[-1])
-    slot = (starts.cumsum(dim=-1) - 1).clamp(0, num_slots - 1)
+    slot = (starts.cumsum(dim=-1) - 1).clamp(0, num_slots - 1)  # (batch, heads, tokens)
     weights = state.log_mass.float().exp() * valid
-    mass = weights.new_zeros(*weights.shape[:2], num_slots).scatter_add(2, slot, weights)
+    mass = weights.new_zeros(*weights.shape[:2], num_slots).scatter_add(2, slot, weights)  # (batch, heads, slots)
 
     def mean(tokens: torch.Tensor) -> torch.Tensor:
         weighted = tokens.float() * weights[..., None]
-        total = weighted.new_zeros(*mass.shape, tokens.shape[-1])
+        total = weighted.new_zeros(*mass.shape, tokens.shape[-1])  # (batch, heads, slots, head_dim)
         total = total.scatter_add(2, slot[..., None].expand_as(weighted), weighted)
         return (total / mass.clamp_min(torch.finfo(mass.dtype).tiny)[..., None]).to(tokens.dtype)
 

@@ -13,10 +13,10 @@ class ActivationCompressorConfig(PreTrainedConfig):
 
     Args:
         base_model_type, base_name_or_path, base_fingerprint (`str`, *optional*):
-            The base model: its type, its name, and its weights as [`~softprompts.model_fingerprint`] tells them.
+            The base model: its type, its name, and its weights as [`~identity.model_fingerprint`] tells them.
         num_hidden_layers, num_key_value_heads, head_dim (`int`): Sizes of the base model's cache.
         compression_ratio (`float`, defaults to 4.0):
-            Bytes of the full cache of a text by those of its slots; 1 compresses nothing.
+            Bytes of the full cache of a text divided by those of its slots; 1 compresses nothing.
         num_slots (`int`, *optional*):
             Slots per layer and head whatever the length of the text, in place of `compression_ratio`.
         num_sinks (`int`, defaults to 4), recent_window (`int`, defaults to 32):
@@ -27,22 +27,26 @@ class ActivationCompressorConfig(PreTrainedConfig):
             Relative slots of each compressed layer. They share what equal budgets (the default) would take.
         use_residuals (`bool`, defaults to `True`):
             Whether a part of the slots goes to gated residuals: tokens that merging would change most.
-        residual_fraction (`float`, defaults to 0.5): That part of the slots that are not protected.
+        residual_fraction (`float`, defaults to 0.5):
+            Share of the slots that goes to gated residuals, without the slots of sinks and recent window.
         residual_importance (`float`, defaults to 0.5):
-            Power of the importance in their choice. At 0 they are what merging changes most, whether it was looked at
-            or not, which keeps more of what is asked for later; at 1 they follow what was looked at last.
-        residual_int8 (`bool`, defaults to `False`): Whether these slots are held in int8, so that more of them fit.
+            Power of the importance of tokens in the choice of gated residuals. At 0 they are what merging changes
+            most, whether it was looked at or not, which keeps more of what is asked for later; at 1 they follow what
+            was looked at last.
+        residual_int8 (`bool`, defaults to `False`):
+            Whether the slots of gated residuals are held in int8, so that more of them fit.
         similarity_threshold (`float`, defaults to 0.85):
             Tokens whose keys are less similar than this to all slots rather keep one as residuals.
         adaptive_threshold (`bool`, defaults to `True`):
-            Whether this threshold follows the similarity at which the residual slots are just enough.
-        threshold_momentum (`float`, defaults to 0.9): What the threshold keeps of its old value at every step.
+            Whether `similarity_threshold` follows the similarity at which the residual slots are just enough.
+        threshold_momentum (`float`, defaults to 0.9):
+            Share of its old value that an adaptive threshold keeps at every step of training.
         freeze_base (`bool`, defaults to `True`): Whether training leaves the base model as it is.
         distillation_weight (`float`, defaults to 1.0): Weight of KL(full cache || compressed cache) in the loss.
         importance_weight (`float`, defaults to 1.0):
             Weight of KL(attention || importance), the attention being that of the continuation to the full cache.
         contrastive_weight (`float`, defaults to 0.1): Weight of the contrastive loss of tokens against slots.
-        contrastive_temperature (`float`, defaults to 0.1): Its temperature.
+        contrastive_temperature (`float`, defaults to 0.1): Temperature of the contrastive loss.
     """
 
     model_type = "activation_compressor"

@@ -32,7 +32,7 @@ def draw_quality(results: dict[Setting, Fidelity]):
     KL and top-1 agreement against the bytes held: a line for each policy, a column for each mode.
 
     Args:
-        results (`dict[Setting, Fidelity]`): From [`~activation.compare_policies`]. Lines of policies whose names begin
+        results (`dict[Setting, Fidelity]`): From [`~metrics.compare_policies`]. Lines of policies whose names begin
             with `merging` are thick.
 
     Returns:
@@ -165,7 +165,7 @@ def draw_attention(shares: dict[str, torch.Tensor]):
 
     Args:
         shares (`dict[str, torch.Tensor]` of shape `(num_hidden_layers, len(SHARES))`): By name, from
-            [`~activation.attention_shares`].
+            [`~metrics.attention_shares`].
 
     Returns:
         `matplotlib.figure.Figure`.

@@ -100,7 +100,7 @@ class MergingLayer(DynamicLayer):
         """Keys and values `(batch_size, num_kv_heads, all slots + recent tokens, head_dim)`."""
         if self.num_int8 == 0:
             return self.keys, self.values
-        keys = self.int8_keys * self.int8_scales[..., :1]
+        keys = self.int8_keys * self.int8_scales[..., :1]  # (batch, kv_heads, int8 slots, head_dim)
         values = self.int8_values * self.int8_scales[..., 1:]
         return insert(self.keys, keys, self.int8_start), insert(self.values, values, self.int8_start)
 
@@ -125,7 +125,7 @@ class MergingLayer(DynamicLayer):
             (self.int8_keys, key_scales), (self.int8_values, value_scales) = (
                 quantize(states[:, :, int8]) for states in (keys, values)
             )
-            self.int8_scales = torch.cat([key_scales, value_scales], dim=-1)
+            self.int8_scales = torch.cat([key_scales, value_scales], dim=-1)  # (batch, kv_heads, int8 slots, 2)
             keys, values = (
                 torch.cat([states[:, :, : int8.start], states[:, :, int8.stop :]], dim=2) for states in (keys, values)
             )
@@ -190,7 +190,7 @@ class MergingCache(Cache):
     it to use it again. With a multiple of its rows (beams, several questions) each of them is repeated.
 
     Args:
-        config (`PreTrainedConfig`): That of the base model.
+        config (`PreTrainedConfig`): The config of the base model.
 
     Attributes:
         input_ids (`torch.Tensor` of shape `(batch_size, seen_length or more)`, *optional*):
@@ -233,14 +233,14 @@ class MergingCache(Cache):
             input_ids = None
         elif seen > 0:
             repeated = held[:, :seen].repeat_interleave(len(input_ids) // len(held), dim=0)
-            input_ids = torch.cat([repeated, input_ids.to(held.device)], dim=1)
+            input_ids = torch.cat([repeated, input_ids.to(held.device)], dim=1)  # (batch, seen + length)
         self.input_ids = input_ids
 
     def is_beginning_of(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> bool:
         """Whether `(batch_size, length)` ids, or those that the mask shows, begin with the text, where it is known."""
         if self.input_ids is None or len(input_ids) % len(self.input_ids) != 0:
             return True
-        held = self.input_ids[:, : self.get_seq_length()]
+        held = self.input_ids[:, : self.get_seq_length()]  # (rows of the cache, seen)
         held = held.repeat_interleave(len(input_ids) // len(held), dim=0).to(input_ids.device)
         given, hidden = input_ids[:, : held.shape[1]], attention_mask[:, : held.shape[1]] == 0
         return bool(((given == held) | hidden).all())
@@ -299,7 +299,7 @@ def biased_mask(
     The mask over slots and recent tokens, to be added to the scores.
 
     Args:
-        log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots)`): Of the slots; every query sees them.
+        log_mass (`torch.Tensor` of shape `(batch_size, num_kv_heads, slots)`): Of all slots, which every query sees.
         attention_mask (`torch.Tensor` of shape `(batch_size, 1, length, recent_length)`, *optional*):
             Over the recent tokens, boolean or to be added; `None` if each query sees all up to its own.
         query (`torch.Tensor` of shape `(batch_size, num_heads, length, head_dim)`): The queries.
@@ -310,11 +310,13 @@ def biased_mask(
     """
     batch_size, num_heads, length, _ = query.shape
     if attention_mask is None:
+        # (length, recent): the last query sees all recent tokens, each one before it a token less
         attention_mask = query.new_ones(length, recent_length, dtype=torch.bool).tril(recent_length - length)
     if attention_mask.dtype == torch.bool:
         # Eager attention takes its softmax in float32, where the lowest of float64 is -inf.
         hidden = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)
-        attention_mask = query.new_zeros(()).where(attention_mask, hidden)
+        attention_mask = query.new_zeros(()).where(attention_mask, hidden)  # (..., length, recent)
+    # (batch, heads, 1, slots): every query of a head sees the slots of its key/value head alike
     bias = log_mass.repeat_interleave(num_heads // log_mass.shape[1], dim=1)[:, :, None]
     shape = (batch_size, num_heads, length, -1)
     return torch.cat([bias.expand(shape), attention_mask.expand(shape)], dim=-1)

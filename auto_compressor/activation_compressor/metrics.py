@@ -58,8 +58,8 @@ class Fidelity:
     Args:
         slots (`float`): Slots of a head, mean over layers.
         num_bytes, full_bytes (`float`): Bytes of all tensors held, and of those of the full cache.
-        byte_ratio (`float`, *optional*): `full_bytes` by `num_bytes`; `None` if nothing is held.
-        mass_entropy (`float`): Of the slots' shares of the mass in nats, mean over layers, rows and heads.
+        byte_ratio (`float`, *optional*): `full_bytes` divided by `num_bytes`; `None` if nothing is held.
+        mass_entropy (`float`): Entropy of the slots' shares of the mass in nats, mean over layers, rows and heads.
         nll, nll_full, kl, top1_agreement, perplexity, perplexity_full (`float`): See [`activation_metrics`].
     """
 
@@ -84,7 +84,7 @@ def continuation_statistics(
 
     Args:
         logits, full_logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`):
-            Of the next token, with the compressed and with the full cache.
+            Logits of the next token, with the compressed and with the full cache.
         targets (`torch.LongTensor` of shape `(batch_size, length)`): The next tokens; -100 is ignored.
 
     Returns:
@@ -290,7 +290,7 @@ def check_length(base_model: PreTrainedModel, length: int):
 
 
 def mean_fidelity(pairs: Sequence[tuple[dict[str, float], torch.Tensor]], full_bytes: float) -> Fidelity:
-    """Of the sizes and the statistics of every text."""
+    """The fidelity of a setting, from the sizes and the statistics of every text."""
     size = {name: fmean(size[name] for size, _ in pairs) for name in pairs[0][0]}
     byte_ratio = full_bytes / size["num_bytes"] if size["num_bytes"] else None
     metrics = activation_metrics(torch.cat([statistics for _, statistics in pairs]))
@@ -314,7 +314,7 @@ def compare_recall(
     Controls are the full cache; no context, the level of guessing; and the full cache of the neighbour in the batch.
 
     Args:
-        dataset (`Dataset`): From [`~recall.recall_dataset`] with `answers_only`.
+        dataset (`Dataset`): From [`~evaluation.recall.recall_dataset`] with `answers_only`.
         question_length (`int`): Tokens of the last segment, which is not compressed.
         batch_size (`int`, defaults to 4): Rows at a time, 2 or more.
         base_model, candidates, ratios, segment_length, track: As in [`compare_policies`].

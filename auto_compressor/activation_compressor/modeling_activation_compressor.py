@@ -68,7 +68,7 @@ class ActivationCompressorOutput(CacheOutput):
         losses (`dict[str, torch.FloatTensor]`): Means in nats, those whose weight is above 0:
             `lm`, cross-entropy of the continuation; `distillation`, KL(full cache || compressed cache) of it;
             `importance`, KL(attention of the continuation || learned importance); `contrastive`, see
-            [`~activation_losses.contrastive_loss`]. The latter two are over the compressed layers.
+            [`~losses.contrastive_loss`]. The latter two are over the compressed layers.
         cache (`MergingCache`): The compressed context and the continuation.
     """
 
@@ -109,15 +109,17 @@ class LayerCompressor(nn.Module):
 
     def log_importance(self, state: LayerState) -> torch.Tensor:
         """log a_i and its correction, `(batch_size, num_kv_heads, tokens)`: what a token weighs among others."""
-        log_attention = importance(state).clamp_min(LEAST_ATTENTION).log()
+        log_attention = importance(state).clamp_min(LEAST_ATTENTION).log()  # (batch, kv_heads, tokens)
         valid = state.valid
+        # (batch, kv_heads, 1): what is learned is relative to the mean of the text
         mean = (log_attention * valid).sum(dim=-1, keepdim=True) / valid.sum(dim=-1, keepdim=True).clamp_min(1)
+        # joined: (batch, kv_heads, tokens, 2 * head_dim + 1)
         features = [unit_rms(state.keys), unit_rms(state.values), (log_attention - mean)[..., None]]
         return log_attention + (torch.cat(features, dim=-1) * self.importance_weight[:, None].float()).sum(dim=-1)
 
     def gate(self, log_importance: torch.Tensor, log_residual: torch.Tensor) -> torch.Tensor:
         """log g_i = log sigmoid(f(a_i, |v_i - V_c|)), the part of a token that its own slot has; same shapes."""
-        features = torch.stack([log_importance, log_residual], dim=-1)
+        features = torch.stack([log_importance, log_residual], dim=-1)  # (batch, kv_heads, tokens, 2)
         logits = (features * self.gate_weight[:, None].float()).sum(dim=-1) + self.gate_bias[:, None].float()
         return nn.functional.logsigmoid(logits)
 
@@ -244,7 +246,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             ValueError: as [`attach`], and for arguments out of their range.
         """
         cache = MergingCache(base_model.config) if cache is None else cache
-        mask = left_padding_mask(attention_mask, input_ids, cache.get_seq_length())
+        mask = left_padding_mask(attention_mask, input_ids, cache.get_seq_length())  # (batch, seen + length)
         budgets = self.budgets(mask.sum(dim=1), compression_ratio)
         with self.attach(base_model):
             for end in self._read(base_model, cache, input_ids, attention_mask, segment_length):
@@ -263,7 +265,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         Compresses what a cache holds, in place; [`compress`] is this after every segment.
 
         Args:
-            cache (`MergingCache`): In which `observe` was called before the text was read.
+            cache (`MergingCache`): What is compressed; `observe` must have been called before the text was read.
             attention_mask (`torch.Tensor` of shape `(batch_size, seen_length)`, *optional*): 0 for padding.
             compression_ratio, policy: As in [`compress`].
 
@@ -322,10 +324,10 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
                 full = cache.fork()
                 compressed = self._compress_layers(cache, mask[:, :end], budgets, policy)
                 contrastive += [self._contrastive_loss(*pair) for pair in compressed]
-            logits = read_on(base_model, cache, continuation, attention_mask).logits
+            logits = read_on(base_model, cache, continuation, attention_mask).logits  # (batch, continuation, vocab)
             losses = {"lm": mean_over_targets(summed_cross_entropy(logits, targets), targets)}
             if self.config.distillation_weight > 0 or self.config.importance_weight > 0:
-                if segment_length is not None:
+                if segment_length is not None:  # `full` is what the last compression found, not all of the context
                     full = self._full_cache(base_model, context, attention_mask)
                 losses |= self._losses_to_full_cache(base_model, full, continuation, attention_mask, logits, counted)
         if self.config.contrastive_weight > 0 and contrastive:
@@ -354,7 +356,7 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     ) -> dict[str, torch.Tensor]:
         """What the full cache says about the logits of the continuation, and about the importance of its context."""
         length, losses = cache.get_seq_length(), {}
-        mask = left_padding_mask(attention_mask, logits[..., 0], length)
+        mask = left_padding_mask(attention_mask, logits[..., 0], length)  # (batch, context + continuation)
         contexts = [self.layer_state(cache.layers[int(index)], mask[:, :length], int(index)) for index in self.layers]
         cache.observe(continuation.shape[1])
         with torch.no_grad():
@@ -370,13 +372,13 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     @without_autocast
     def _importance_loss(self, context: LayerState, later: LayerState) -> torch.Tensor:
         log_importance = self.layers[str(context.layer_idx)].log_importance(context)
-        attention = importance(later)[..., : log_importance.shape[-1]]
+        attention = importance(later)[..., : log_importance.shape[-1]]  # (batch, kv_heads, context)
         return importance_loss(log_importance, attention, context.valid)
 
     @without_autocast
     def _contrastive_loss(self, state: LayerState, slots: Slots) -> torch.Tensor:
-        assignment = slots.assignment.masked_fill(slots.kept, -1)
-        filled = is_filled(slots.log_mass)
+        assignment = slots.assignment.masked_fill(slots.kept, -1)  # (batch, kv_heads, tokens)
+        filled = is_filled(slots.log_mass)  # (batch, kv_heads, slots)
         temperature = self.config.contrastive_temperature
         return contrastive_loss(state.values, slots.values, assignment, filled, temperature)
 
@@ -467,8 +469,9 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
             raise ValueError("`cache` must have observed queries: call `cache.observe` before it reads a text.")
         keys, values = layer.states()
         num_recent = layer.recent_length
+        # Each recent token counts once, padding not at all.
         recent = keys.new_zeros(()).where(mask[:, None, mask.shape[1] - num_recent :] > 0, EMPTY)
-        recent = recent.expand(-1, keys.shape[1], -1)
+        recent = recent.expand(-1, keys.shape[1], -1)  # (batch, kv_heads, recent tokens)
         log_mass = recent if layer.log_mass is None else torch.cat([layer.log_mass, recent], dim=-1)
         config = self.config
         protected = protected_tokens(is_filled(log_mass), config.num_sinks, config.recent_window)
@@ -488,11 +491,13 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
     def _merge(self, state: LayerState, budget: torch.LongTensor, follow: bool = False) -> Slots:
         """[`merge`]; a step of training lets the threshold follow the similarities (`follow`)."""
         layer = self.layers[str(state.layer_idx)]
-        log_importance = layer.log_importance(state)
-        num_residual, cost = self._residual_budget(state, budget)
+        log_importance = layer.log_importance(state)  # (batch, kv_heads, tokens)
+        num_residual, cost = self._residual_budget(state, budget)  # (batch,) each
         pivots = select(state, log_importance.detach(), budget - cost)
+        # (batch, kv_heads, tokens) each; protected tokens are kept as they are, so that no other joins them
         similarity, slot = nearest_slot(state, pivots, pivots.filled & ~pivots.gather(state.protected))
-        members = state.valid & ~pivots.kept
+        members = state.valid & ~pivots.kept  # (batch, kv_heads, tokens): all that join a slot
+        # (batch, kv_heads, tokens): the weight of a token by that of the slot's own, 0 for those that join none
         shares = log_importance - gather(pivots.gather(log_importance), slot)
         shares = shares.masked_fill(~members, -torch.inf).exp()
         if int(num_residual.max()) == 0:
@@ -502,10 +507,12 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         threshold = self._threshold(layer, similarity, members, num_residual)
         if follow and self.config.adaptive_threshold:
             follow_threshold(layer, threshold)
+        # How much a token rather stays apart, the less similar it is.
         log_apart = nn.functional.logsigmoid((threshold - similarity) / THRESHOLD_TEMPERATURE)
         scores = self.config.residual_importance * log_importance + log_gate + log_residual + log_apart
         rest = replace(state, log_mass=state.log_mass.masked_fill(~members, EMPTY), protected=state.valid & False)
         residuals = select(rest, scores.detach(), num_residual)
+        # The gate divides the mass of a residual: g to a slot of its own, 1 - g to the one that it would have joined.
         slots = merged_slots(state, pivots, slot, shares * torch.where(residuals.kept, -log_gate.expm1(), 1))
         own = merged_slots(replace(state, log_mass=state.log_mass + log_gate), residuals)
         return join_slots(own, slots, self.config.num_sinks)
@@ -516,8 +523,8 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         """How many gated residuals each row has, and what they cost of its slots, both `(batch_size,)`."""
         config = self.config
         # Protected and valid tokens are as many in every head.
-        free = budget - state.protected[:, 0].sum(dim=-1)
-        excess = state.valid[:, 0].sum(dim=-1) - budget
+        free = budget - state.protected[:, 0].sum(dim=-1)  # (batch,)
+        excess = state.valid[:, 0].sum(dim=-1) - budget  # (batch,)
         fraction = config.residual_fraction if config.use_residuals else 0.0
         cost = (free * fraction).long().where(excess > 0, 0)
         if not config.residual_int8:
@@ -537,9 +544,9 @@ class ActivationCompressor(ActivationCompressorPreTrainedModel):
         """The similarity below which a token rather keeps a slot; if adaptive, of shape `(batch, heads, 1)`."""
         if not self.config.adaptive_threshold:
             return similarity.new_tensor(self.config.similarity_threshold)
-        ranked = similarity.masked_fill(~members, torch.inf).sort(dim=-1).values
+        ranked = similarity.masked_fill(~members, torch.inf).sort(dim=-1).values  # (batch, kv_heads, tokens)
         rank = num_residual.clamp_max(ranked.shape[-1] - 1)[:, None, None].expand(*ranked.shape[:2], 1)
-        at_budget = ranked.gather(-1, rank)
+        at_budget = ranked.gather(-1, rank)  # (batch, kv_heads, 1)
         at_budget = at_budget.where(at_budget.isfinite(), layer.threshold)
         return torch.lerp(at_budget, layer.threshold.to(at_budget.dtype), self.config.threshold_momentum)
 
@@ -557,7 +564,7 @@ def residual_norm(
 ) -> torch.Tensor:
     """|v_i - V_c|, the distance of each value from the mean that it would join; shapes as in [`merged_values`]."""
     values = values.detach().float()
-    means, _ = merged_values(values, selection, slot, shares.detach())
+    means, _ = merged_values(values, selection, slot, shares.detach())  # (batch, kv_heads, slots, head_dim)
     return (values - gather(means, slot)).norm(dim=-1)
 
 
@@ -568,6 +575,7 @@ def merged_slots(
     shares: torch.Tensor | None = None,
 ) -> Slots:
     """The slots of the selected tokens, with those that join them; shapes as in [`merged_values`]."""
+    # (batch, kv_heads, slots), (batch, kv_heads, slots, head_dim), (batch, kv_heads, tokens)
     log_mass, values, assignment = (
         selection.gather(state.log_mass),
         selection.gather(state.values),

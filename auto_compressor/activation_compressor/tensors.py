@@ -15,7 +15,7 @@ def shift_labels_left(labels: torch.LongTensor, skipped: torch.BoolTensor | None
     Tokens where `skipped` `(batch, length)` is true, which stand alone between others, are no targets and have none:
     the token in front of one predicts the token behind it.
     """
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # (batch, length)
     if skipped is None:
         return targets
     targets = torch.where(F.pad(skipped[:, 1:], (0, 1)), shift_labels_left(targets), targets)
@@ -51,11 +51,10 @@ def drops_caches(model: nn.Module) -> bool:
 
 
 def check_layer_checkpointing(model: nn.Module):
-    """Raises a `ValueError` where variable-length summaries, which are unrolled on a cache, would lose it."""
+    """Raises a `ValueError` where a base model would lose the cache that is compressed."""
     if drops_caches(model):
         raise ValueError(
-            "`gradient_checkpointing` drops the cache on which variable-length summaries are unrolled;"
-            " `segment_gradient_checkpointing` saves as much memory and keeps it."
+            "`gradient_checkpointing` drops the cache that is compressed: it must be off in the base model, it is on."
         )
 
 

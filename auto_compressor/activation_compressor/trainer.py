@@ -26,7 +26,8 @@ class CompressorWithBase(nn.Module):
     What a step trains: a compressor, and its base model unless that is frozen.
 
     Args:
-        compressor ([`ActivationCompressor`]): Of this base model; its config says whether the base is frozen.
+        compressor ([`ActivationCompressor`]): The compressor of this base model; its config says whether the base is
+            frozen.
         base_model (`PreTrainedModel`): Without gradients and dropout if it is frozen.
         continuation_length (`int`): The last tokens of a row, which are predicted after what stands before them.
         segment_length (`int`, *optional*): Tokens between two compressions (default: one, after the context).
@@ -83,7 +84,7 @@ class ActivationTrainer(StatisticsMixin, Trainer):
     with its `tokenizer`.
 
     Rows have one length and no padding. Reports every loss by its name, and in evaluation the metrics of
-    [`~evaluation.activation.activation_metrics`].
+    [`~metrics.activation_metrics`].
     """
 
     def __init__(self, *args, tokenizer: PreTrainedTokenizerBase, **kwargs):

@@ -1,4 +1,4 @@
-"""Arguments of `train.py` for AutoCompressors, whose names are those of the published script."""
+"""The command-line arguments of `train.py` for AutoCompressors, named as in the published script."""
 
 from dataclasses import dataclass, field
 
@@ -29,11 +29,15 @@ class ModelArguments:
         default=None, metadata={"help": "Folder of a trained LoRA adapter to continue from."}
     )
     lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA adapters."})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA scale: updates are multiplied by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA adapters, in [0, 1)."})
+    lora_alpha: int = field(
+        default=16, metadata={"help": "Scale of LoRA: updates are multiplied by --lora_alpha / --lora_r."}
+    )
+    lora_dropout: float = field(
+        default=0.05, metadata={"help": "Dropout on the inputs of the LoRA adapters, in [0, 1)."}
+    )
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"],
-        metadata={"help": "Names of the linear layers that get an adapter."},
+        metadata={"help": "Names of the linear layers that get a LoRA adapter, or all-linear."},
     )
     lora_modules_to_save: list[str] = field(
         default_factory=lambda: ["embed_summary"],
@@ -69,19 +73,24 @@ class TrainingArguments(OptimArguments):
     compression_lambda: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the length penalty, E[vectors] / (tokens + alpha x vectors before) (default: 0)."
+            "help": "Weight of the length penalty, E[vectors] / (tokens + alpha x vectors before), in the loss"
+            " (default: 0)."
         },
     )
     compression_alpha: float | None = field(
-        default=None, metadata={"help": "What a vector counts beside a token in that penalty (default: 1)."}
+        default=None,
+        metadata={"help": "alpha of the length penalty: what a vector counts beside a token (default: 1)."},
     )
     truncate_bptt_segments: int | None = field(
         default=None,
-        metadata={"help": "Segments after which variable-length summary vectors are detached (default: 1)."},
+        metadata={"help": "Segments after which the gradient of variable-length summary vectors is cut (default: 1)."},
     )
     compress_stop_threshold: float | None = field(
         default=None,
-        metadata={"help": "At inference, stop above this probability of <eoc>, in (0, 1] (default: 0.5)."},
+        metadata={
+            "help": "Probability of <eoc> above which a segment gets no further vector at inference, in (0, 1]"
+            " (default: 0.5)."
+        },
     )
     nested_summaries: bool = field(
         default=False,
@@ -91,13 +100,15 @@ class TrainingArguments(OptimArguments):
         },
     )
     reconstruction_weight: float = field(
-        default=0.0, metadata={"help": "Weight of reading each compressed segment back from its summary vectors."}
+        default=0.0,
+        metadata={"help": "Weight of the loss of reading each compressed segment back from its summary vectors."},
     )
     distillation_weight: float = field(
-        default=0.0, metadata={"help": "Weight of KL(full-context model || model); needs --distillation_model."}
+        default=0.0,
+        metadata={"help": "Weight of KL(full-context model || model) in the loss; needs --distillation_model."},
     )
     distillation_model: str | None = field(
-        default=None, metadata={"help": "Full-context model that is distilled: a hub name, a folder, or smollm2."}
+        default=None, metadata={"help": "Full-context model to distil from: a hub name, a folder, or smollm2."}
     )
     training_substeps: int = field(
         default=1,
@@ -107,7 +118,8 @@ class TrainingArguments(OptimArguments):
     segment_lengths: list[int] = field(
         default_factory=list,
         metadata={
-            "help": "Tokens of each segment of a substep. The last sum * substeps tokens of a sequence are used."
+            "help": "Tokens of each segment of a substep (default: equal segments). Of a sequence, the last tokens are"
+            " used: the sum of these x --training_substeps."
         },
     )
     randomize_substeps: bool = field(
@@ -135,7 +147,7 @@ class TrainingArguments(OptimArguments):
     )
     use_cache: bool = field(
         default=True,
-        metadata={"help": "What the saved config says of `use_cache`; training itself never keeps a cache."},
+        metadata={"help": "Value of `use_cache` in the saved config; training itself never keeps a cache."},
     )
 
     def __post_init__(self):

@@ -17,7 +17,7 @@ class AutoCompressorConfigMixin:
         summary_length (`int`, defaults to 50):
             Summary vectors per compressed segment, where their number is fixed. 0 makes a plain language model.
         accumulate_summary (`bool`, defaults to `True`):
-            Whether a segment sees the summary vectors of all earlier segments, or of the last one only (the
+            Whether a segment sees the summary vectors of all earlier segments, or of the one before it only (the
             Recurrent Memory Transformer). May be changed after loading.
         segment_gradient_checkpointing (`bool`, defaults to `False`):
             Whether training recomputes every segment but the last in the backward pass.
@@ -33,11 +33,11 @@ class AutoCompressorConfigMixin:
         truncate_bptt_segments (`int`, defaults to 1):
             Segments through which variable-length summary vectors keep their gradient; older ones are detached.
         compress_stop_threshold (`float`, *optional*):
-            At inference a segment gets no further vector once the probability of `<eoc>` is above this. By default
-            once `<eoc>` is more probable than not.
+            Probability of `<eoc>` above which a segment gets no further vector at inference. By default 0.5: `<eoc>`
+            must be more probable than not.
         segment_length (`int`, *optional*):
-            Tokens of a segment where nothing else is said: those that the model was trained with, which training
-            writes here. By default equal segments that fit the positions.
+            Tokens of a segment where a caller names none: as many as the model was trained with, which training
+            writes here. Without it, texts are cut into equal segments that fit the positions.
     """
 
     base_model_type: ClassVar[str]

@@ -140,7 +140,8 @@ def lora_config(model: PreTrainedModel, model_args: ModelArguments) -> LoraConfi
     Raises:
         ValueError: for adapters of tied embeddings.
     """
-    check_untied("--lora_target_modules", model_args.lora_target_modules, model)
+    targets = model_args.lora_target_modules
+    check_untied("--lora_target_modules", targets, model)
     check_untied("--lora_modules_to_save", model_args.lora_modules_to_save, model)
     own = {"embed_summary": model.embed_summary, "stop_head": model.stop_head}
     modules = [name for name in model_args.lora_modules_to_save if name not in own]
@@ -151,7 +152,7 @@ def lora_config(model: PreTrainedModel, model_args: ModelArguments) -> LoraConfi
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
-        target_modules=model_args.lora_target_modules,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
         modules_to_save=modules or None,
         trainable_token_indices=control_tokens if model.config.variable_length else None,
     )

@@ -26,6 +26,7 @@ def survival(stop_probs: torch.Tensor, threshold: float | None = None) -> torch.
         `torch.Tensor` of shape `(..., steps)`.
     """
     goes_on = 1 - stop_probs if threshold is None else (stop_probs <= threshold).to(stop_probs.dtype)
+    # (..., steps): the first vector always survives, and whether the last one goes on counts for nothing
     return torch.cat([torch.ones_like(goes_on[..., :1]), goes_on[..., :-1].cumprod(dim=-1)], dim=-1)
 
 
@@ -34,17 +35,17 @@ def gated_causal_mask(key_weights: torch.Tensor, num_queries: int, dtype: torch.
     Attention mask that adds the logarithm of a weight to the score of every key.
 
     Args:
-        key_weights (`torch.Tensor` of shape `(rows, keys)`): In [0, 1]; 1 is seen in full, 0 not at all.
+        key_weights (`torch.Tensor` of shape `(rows, keys)`): Weights in [0, 1]; 1 is seen in full, 0 not at all.
         num_queries (`int`): The last `num_queries` keys are those of the queries; each sees the keys up to its own.
-        dtype (`torch.dtype`): That of the attention scores.
+        dtype (`torch.dtype`): dtype of the attention scores.
 
     Returns:
         `torch.Tensor` of shape `(rows, 1, num_queries, keys)`.
     """
     num_keys = key_weights.shape[1]
-    causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=key_weights.device)
+    causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=key_weights.device)  # (num_queries, keys)
     visible = causal.tril(num_keys - num_queries) & (key_weights > 0)[:, None]  # (rows, num_queries, keys)
-    bias = key_weights.clamp_min(torch.finfo(key_weights.dtype).tiny).log().to(dtype)
+    bias = key_weights.clamp_min(torch.finfo(key_weights.dtype).tiny).log().to(dtype)  # (rows, keys)
     # Eager attention takes its softmax in float32, where the lowest of float64 is -inf.
     hidden = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
     return torch.where(visible, bias[:, None], hidden)[:, None]
@@ -61,13 +62,13 @@ def relative_lengths(
     Args:
         weights (`torch.Tensor` of shape `(rows, vectors)`): Survival of the new vectors; E[L] is their sum.
         num_tokens (`torch.Tensor` of shape `(rows,)`): Text tokens that they stand for.
-        softprompt_weights (`torch.Tensor` of shape `(rows, softprompt_length)`): Of the vectors before them.
+        softprompt_weights (`torch.Tensor` of shape `(rows, softprompt_length)`): Survival of the vectors before them.
         alpha (`float`): What a vector counts beside a token.
 
     Returns:
         `torch.Tensor` of shape `(rows,)`.
     """
-    size = num_tokens + alpha * softprompt_weights.detach().sum(dim=1)
+    size = num_tokens + alpha * softprompt_weights.detach().sum(dim=1)  # (rows,)
     return weights.sum(dim=1) / size.clamp_min(1)
 
 

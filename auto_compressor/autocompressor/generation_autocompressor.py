@@ -37,7 +37,7 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
             segment_lengths (`int` or `list[int]`, *optional*):
                 Cuts the prompt; all segments but the last are compressed, and the new tokens join the last one.
             max_summary_length (`int`, *optional*):
-                Most summary vectors of each of these segments.
+                Most summary vectors of each compressed segment.
             generation_config, args, kwargs:
                 As in transformers. The control tokens `<sum>` and `<eoc>` are never generated. Positions are counted
                 from the mask; `position_ids` is ignored.
@@ -49,9 +49,10 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
             ValueError: if arguments do not fit, or the model is in a `PeftModel` of learned prompts.
         """
         check_no_prompt_learning(self.prepare_inputs_for_generation)
+        # (batch, prompt_length), or embeddings (batch, prompt_length, embedding_dim)
         prompt = inputs if inputs is not None else kwargs.get("inputs_embeds", kwargs.get("input_ids"))
         if prompt is not None and softprompt is not None and softprompt.shape[0] == 1:
-            softprompt = softprompt.expand(prompt.shape[0], -1, -1)
+            softprompt = softprompt.expand(prompt.shape[0], -1, -1)  # (batch, softprompt_length, embedding_dim)
         if prompt is not None and softprompt_attention_mask is not None and softprompt_attention_mask.shape[0] == 1:
             softprompt_attention_mask = softprompt_attention_mask.expand(prompt.shape[0], -1)
         cache = cache_in(kwargs)
@@ -87,6 +88,7 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
             inputs["softprompt"] = inputs["softprompt_attention_mask"] = None
         if segment_lengths is not None and (cache is None or cache.get_seq_length() == 0):
             text = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            # The last segment takes what the prompt has beyond the others.
             lengths = segment_lengths[:-1] + [text.shape[1] - sum(segment_lengths[:-1])]
             given = inputs.get("input_ids"), inputs.get("attention_mask")
             longer = self.summaries.append_sum_tokens(*given, lengths, include_last=False)

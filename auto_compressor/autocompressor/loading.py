@@ -3,13 +3,16 @@
 No code that lies beside a model is run or asked for, and whatever is damaged is one error of one line.
 """
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
 # What a part of a message of a reader means.
@@ -18,6 +21,11 @@ HINTS = {
     "PytorchStreamReader": "a weight file is damaged",
     "Weights only load": "a weight file holds more than tensors",
 }
+MAX_MESSAGE = 400
+# Fields that say how often a part is there; the deepest models have some hundred layers.
+DEPTH, MAX_DEPTH = re.compile(r"(.*_)?(layers?|levels?|blocks)"), 1000
+# What an AutoCompressor has beyond its base model, and the fields that decide about it.
+NEW_MODULES, NEW_FIELDS = ("embed_summary", "stop_head"), ("summary_length", "sum_token_id")
 
 
 def load(loader: type, name: str, *args: Any, problem: str | None = None, **kwargs: Any) -> Any:
@@ -31,11 +39,51 @@ def load(loader: type, name: str, *args: Any, problem: str | None = None, **kwar
         args, kwargs: As for its `from_pretrained`.
 
     Raises:
-        OSError: if it is missing or damaged, or holds more than tensors.
+        OSError: if it is missing or damaged, lacks weights, or holds more than tensors.
         ValueError: if it needs code of its own, is of another kind, or has fields that make no model.
     """
-    with reading(problem or f"Cannot load the model {str(name)!r}"):
-        return loader.from_pretrained(name, *args, trust_remote_code=False, **kwargs)
+    problem = problem or f"Cannot load the model {str(name)!r}"
+    with reading(problem):
+        saved = config_in(Path(name))
+        check_depth(saved, problem)
+        if not (hasattr(loader, "from_config") or issubclass(loader, PreTrainedModel)):
+            return loader.from_pretrained(name, *args, trust_remote_code=False, **kwargs)
+        options = {"trust_remote_code": False, "output_loading_info": True}
+        model, found = loader.from_pretrained(name, *args, **options, **kwargs)
+    if not kwargs.get("ignore_mismatched_sizes"):  # with it, a model is to grow
+        check_complete(model, set(found["missing_keys"]), saved, problem)
+    return model
+
+
+def config_in(folder: Path) -> Any:
+    """What `config.json` of a folder holds; nothing if it cannot be read, which is left to its reader to say."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def check_depth(config: Any, problem: str, name: str = ""):
+    """Raises a `ValueError` for a config whose model would take hours to be made, for all of its layers."""
+    if isinstance(config, dict | list):
+        for key, value in config.items() if isinstance(config, dict) else ((name, value) for value in config):
+            check_depth(value, problem, key)
+    elif DEPTH.fullmatch(name) and isinstance(config, int) and config > MAX_DEPTH:
+        raise ValueError(f"{problem}: `{name}` in its config must be {MAX_DEPTH} at most, got {config!r:.20}.")
+
+
+def check_complete(model: PreTrainedModel, missing: set[str], saved: Any, problem: str):
+    """Raises an `OSError` for weights that are not in the file and would be drawn at random."""
+    if may_be_new(model, saved):
+        missing = {name for name in missing if name.split(".")[0] not in NEW_MODULES}
+    if missing:
+        raise OSError(f"{problem}: it lacks {', '.join(sorted(missing)):.{MAX_MESSAGE}}.")
+
+
+def may_be_new(model: PreTrainedModel, saved: Any) -> bool:
+    """Whether a file may lack what is new in an AutoCompressor: that of another class does, or with other fields."""
+    same_class = isinstance(saved, dict) and saved.get("architectures") == [type(model).__name__]
+    return not same_class or any(saved.get(name) != getattr(model.config, name, None) for name in NEW_FIELDS)
 
 
 def load_tokenizer(name: str, problem: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -79,7 +127,8 @@ def reason(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, or what it is, within a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_MESSAGE]
 
 
-__all__ = ["load", "load_tokenizer", "reading", "reason"]
+__all__ = ["NEW_MODULES", "first_line", "load", "load_tokenizer", "reading", "reason"]

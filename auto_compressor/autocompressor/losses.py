@@ -18,7 +18,7 @@ def shift_labels_left(labels: torch.LongTensor, skipped: torch.BoolTensor | None
     Tokens where `skipped` `(batch, length)` is true, which stand alone between others, are no targets and have none:
     the token in front of one predicts the token behind it.
     """
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # (batch, length)
     if skipped is None:
         return targets
     targets = torch.where(F.pad(skipped[:, 1:], (0, 1)), shift_labels_left(targets), targets)
@@ -42,6 +42,7 @@ def sum_over_chunks(chunk_loss: Callable[..., torch.Tensor], vocab_size: int, *t
         tensors (`torch.Tensor` of shape `(batch_size, sequence_length, ...)`): Cut into chunks along the tokens.
     """
     tokens_per_chunk = max(1, MAX_LOGITS_IN_MEMORY // vocab_size)
+    # each part (tokens, ...)
     chunks = zip(*(tensor.flatten(0, 1).split(tokens_per_chunk) for tensor in tensors), strict=True)
     return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
@@ -84,16 +85,17 @@ def chunked_divergence(
 
     Args:
         lm_head, teacher_head (`Callable`): Map hidden states to logits; the student may have more tokens, at the end.
-        hidden_states, teacher_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Of the
-            same tokens; each has its own `hidden_size`.
+        hidden_states, teacher_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last
+            hidden states of the same tokens; each has its own `hidden_size`.
         counted (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): Positions that count.
         vocab_size (`int`): Logits per token.
     """
 
     def chunk_loss(hidden_chunk, teacher_chunk, counted_chunk):
-        teacher = teacher_head(teacher_chunk).float().log_softmax(dim=-1)
+        teacher = teacher_head(teacher_chunk).float().log_softmax(dim=-1)  # (tokens, teacher's vocab)
+        # Of the tokens that both have; the control tokens of the student keep their share of the probability.
         student = lm_head(hidden_chunk).float().log_softmax(dim=-1)[:, : teacher.shape[-1]]
-        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)  # (tokens,)
         return (divergence * counted_chunk).sum()
 
     return sum_over_chunks(chunk_loss, vocab_size, hidden_states, teacher_states, counted)

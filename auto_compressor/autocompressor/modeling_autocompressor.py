@@ -328,8 +328,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             if recompute and index < last:
                 forward_segment = partial(checkpoint, self._forward_segment, use_reentrant=False)
             if index == last and cache is not None and cache.is_empty:
-                # `<sum>` of the earlier segments is no text.
-                compressed_length = sum(segment_lengths[:last]) - last * self.summaries.num_sum_tokens
+                compressed_length = sum(segment_lengths[:last])
+                compressed_length -= self.summaries.count_sum_tokens(text, segment_lengths[:last])
                 cache.begin(prefix.vectors, prefix.weights, cache.compressed_length + compressed_length)
             output = forward_segment(
                 segment,
@@ -426,7 +426,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         cache = self._prepare_cache(cache, use_cache)
         is_continued = cache is not None and not cache.is_empty
         if is_continued:
-            cache.check_given(softprompt)
+            cache.check_given(softprompt, rows=len(inputs_embeds))
             softprompt, softprompt_attention_mask = cache.softprompt, cache.softprompt_attention_mask
         prefix = Prefix(*check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds))
         if cache is not None and not is_continued:

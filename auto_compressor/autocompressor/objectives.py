@@ -22,14 +22,15 @@ def reconstruction_loss(
     Args:
         model (`nn.Module`): An AutoCompressor, wrapped or not.
         segments (`list[dict[str, torch.Tensor]]`): `input_ids` and `attention_mask` `(batch, length)` of each.
-        summaries (`tuple(SegmentSummary)`): Theirs, of as many segments from the first on.
+        summaries (`tuple(SegmentSummary)`): The summaries of these segments, of as many as there are from the first
+            on.
         prompt_token_id (`int`): The autoencoding prompt, a token that no text begins with.
     """
     losses = []
     for segment, summary in zip(segments, summaries, strict=False):
         ids, mask = segment["input_ids"], segment["attention_mask"]
-        prompt = torch.full_like(ids[:, :1], prompt_token_id)
-        prompted_mask = torch.cat([mask.amax(dim=1, keepdim=True), mask[:, :-1]], dim=1)
+        prompt = torch.full_like(ids[:, :1], prompt_token_id)  # (batch, 1)
+        prompted_mask = torch.cat([mask.amax(dim=1, keepdim=True), mask[:, :-1]], dim=1)  # (batch, length)
         outputs = model(
             input_ids=torch.cat([prompt, ids[:, :-1]], dim=1),
             attention_mask=prompted_mask,

@@ -1,4 +1,4 @@
-"""What an AutoCompressor returns."""
+"""What an AutoCompressor returns: dataclasses that give the shape of every tensor."""
 
 from dataclasses import dataclass
 

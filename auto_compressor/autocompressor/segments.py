@@ -60,14 +60,14 @@ def append_sum_tokens(
 
     def column(name: str, segment: torch.Tensor) -> torch.Tensor:
         if name == "attention_mask":
-            return segment.amax(dim=1, keepdim=True)
+            return segment.amax(dim=1, keepdim=True)  # (batch, 1)
         return torch.full_like(segment[:, :1], sum_token_id if name == "input_ids" else -100)
 
     longer = {}
     for name, tensor in inputs.items():
         segments = tensor.split(segment_lengths, dim=1)
         ended = [part for segment in segments[:num_appended] for part in (segment, column(name, segment))]
-        longer[name] = torch.cat([*ended, *segments[num_appended:]], dim=1)
+        longer[name] = torch.cat([*ended, *segments[num_appended:]], dim=1)  # (batch, length + num_appended)
     return longer, [length + (index < num_appended) for index, length in enumerate(segment_lengths)]
 
 
@@ -89,7 +89,7 @@ class Text:
     What is read, a segment or all of it.
 
     Args:
-        embeds (`torch.Tensor` of shape `(batch, length, embedding_dim)`): Its embeddings.
+        embeds (`torch.Tensor` of shape `(batch, length, embedding_dim)`): Embeddings of the text.
         mask (`torch.LongTensor` of shape `(batch, cached_length + length)`, *optional*): 0 for padding; what a cache
             holds of the segment included.
         position_ids (`torch.LongTensor` of shape `(batch or 1, length)`, *optional*): If not as the mask says.
@@ -142,13 +142,14 @@ class Prefix:
             return Prefix(torch.cat([self.vectors, new.vectors], dim=1)) if accumulate else new
         if not accumulate and weights is None:
             return new
+        # (batch, vectors of each)
         old_mask, new_mask = (part.mask.expand(len(part.vectors), -1) for part in (self, new))
         if not accumulate:
             return Prefix(*replace_rows(self.vectors, old_mask, new.vectors, new_mask))
         return Prefix(torch.cat([self.vectors, new.vectors], dim=1), torch.cat([old_mask, new_mask], dim=1))
 
     def detach_first(self, num_vectors: int) -> "Prefix":
-        """Gradients end at the first vectors."""
+        """Returns the prefix with its first vectors detached, where gradients then end."""
         weights = None if self.weights is None else detach_first(self.weights, num_vectors)
         return Prefix(detach_first(self.vectors, num_vectors), weights)
 
@@ -163,14 +164,14 @@ def detach_first(tensor: torch.Tensor, num_columns: int) -> torch.Tensor:
 def replace_rows(
     old: torch.Tensor, old_mask: torch.Tensor, new: torch.Tensor, new_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the new `(rows, vectors, dim)` and their mask, in rows without any new ones the old; padded to a width.
+    """Returns the new `(rows, vectors, dim)` and their mask, or the old where a row has no new ones; of one width.
 
     A row has new vectors if its first one is attended to.
     """
     width = max(old.shape[1], new.shape[1])
-    old, new = (F.pad(vectors, (0, 0, 0, width - vectors.shape[1])) for vectors in (old, new))
-    old_mask, new_mask = (F.pad(mask, (0, width - mask.shape[1])) for mask in (old_mask, new_mask))
-    is_new = new_mask[:, :1] > 0
+    old, new = (F.pad(vectors, (0, 0, 0, width - vectors.shape[1])) for vectors in (old, new))  # (rows, width, dim)
+    old_mask, new_mask = (F.pad(mask, (0, width - mask.shape[1])) for mask in (old_mask, new_mask))  # (rows, width)
+    is_new = new_mask[:, :1] > 0  # (rows, 1)
     return torch.where(is_new[..., None], new, old), torch.where(is_new, new_mask, old_mask)
 
 
@@ -182,6 +183,7 @@ def join_hidden_states(segments: list[tuple | None]) -> tuple[torch.Tensor, ...]
 
 
 def join_attentions(segments: list[tuple | None]) -> tuple | None:
+    """Returns the attentions of the only segment, or a tuple of those of each, which are over different keys."""
     return segments[0] if len(segments) == 1 or segments[0] is None else tuple(segments)
 
 

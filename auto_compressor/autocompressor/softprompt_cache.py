@@ -90,13 +90,16 @@ class SoftpromptCache(DynamicCache):
     def remember(self, input_ids: torch.Tensor | None):
         """Takes down the ids `(batch_size, length)` of text of the segment, before its keys are written."""
         if self.text_length > 0 and input_ids is not None and self.input_ids is not None:
+            # (batch, text_length + length)
             input_ids = torch.cat([self.input_ids[:, : self.text_length], input_ids], dim=1)
         elif self.text_length > 0:
             input_ids = None
         self.input_ids = input_ids
 
-    def check_given(self, softprompt: torch.Tensor | None):
-        """Raises a `ValueError` for another softprompt than that after which the text was read."""
+    def check_given(self, softprompt: torch.Tensor | None, rows: int | None = None):
+        """Raises a `ValueError` for another softprompt than that after which the text was read, or for other rows."""
+        if rows not in (None, self.batch_size):
+            raise ValueError(f"`cache` must have the {rows} rows of the text, it has {self.batch_size}.")
         if softprompt is None or softprompt is self.given or self.is_empty:
             return
         same = self.given is not None and self.given.shape[1:] == softprompt.shape[1:]
@@ -115,6 +118,7 @@ class SoftpromptCache(DynamicCache):
         """Whether `(batch_size, length)` ids, or those that the mask shows, begin with the text, where it is known."""
         if self.input_ids is None:
             return True
+        # Of the segment alone: what came before it lives on in the softprompt.
         held, text = self.input_ids[:, : self.text_length], slice(self.compressed_length, self.get_seq_length())
         given, hidden = input_ids[:, text].to(held.device), attention_mask[:, text].to(held.device) == 0
         return bool(((given == held) | hidden).all())

@@ -1,13 +1,14 @@
 """Summary vectors on disk: one safetensors file with the vectors and what they belong to."""
 
 import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 from transformers import PreTrainedModel
 
@@ -17,7 +18,8 @@ from ..files.whole_files import whole_file, write_whole
 
 FORMAT = "auto_compressor.softprompt.v1"
 TENSOR = "softprompt"
-DTYPES = ("F16", "BF16", "F32", "F64")  # as safetensors names them
+# By the names that safetensors has for them.
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 MAX_TOKENS = 2**48
 MAX_NAME_LENGTH = 4096
 FIELDS = ("format", "model_name", "model_type", "fingerprint", "adapters", "num_tokens", "compression_ratio")
@@ -38,7 +40,7 @@ class Softprompt:
         vectors (`torch.Tensor` of shape `(batch_size, softprompt_length, embedding_dim)`): The softprompt.
         num_tokens (`int`): Tokens of each text that they stand for.
         model_name (`str`): Name or folder of the model that made them.
-        fingerprint (`str`): Its weights, see [`model_fingerprint`].
+        fingerprint (`str`): The weights of that model, see [`model_fingerprint`].
     """
 
     vectors: torch.Tensor
@@ -128,7 +130,7 @@ def _check_metadata(path: str | os.PathLike, metadata: dict[str, str]):
     unknown = sorted(metadata.keys() - {*FIELDS, "sha256"})
     _require(path, not unknown, "its metadata must be known", unknown)
     for name in ("model_name", "model_type"):
-        is_name = 0 < len(metadata.get(name, "")) + (name == "model_name") <= MAX_NAME_LENGTH
+        is_name = name in metadata and 0 < len(metadata[name]) + (name == "model_name") <= MAX_NAME_LENGTH
         _require(path, is_name, f"its `{name}` must be a text", metadata.get(name))
     for name in ("fingerprint", "sha256")[: 1 + ("sha256" in metadata)]:
         is_hash = SHA256.fullmatch(metadata.get(name, "")) is not None
@@ -138,15 +140,21 @@ def _check_metadata(path: str | os.PathLike, metadata: dict[str, str]):
     _require(path, is_count, f"its `num_tokens` must be a whole number from 1 to {MAX_TOKENS}", found)
 
 
-def _read_vectors(path: str | os.PathLike, file: safe_open) -> torch.Tensor:
-    """The one tensor of a file, whose dtype and shape are checked before it is read."""
-    _require(path, file.keys() == [TENSOR], f"it must hold `{TENSOR}` alone", file.keys())
-    part = file.get_slice(TENSOR)
-    dtype, shape = part.get_dtype(), tuple(part.get_shape())
+def _parse(data: bytes) -> tuple[dict[str, dict], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; a `SafetensorError` if it is damaged."""
+    tensors = dict(deserialize(data))
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__") or {}
+
+
+def _to_vectors(path: str | os.PathLike, tensors: dict[str, dict]) -> torch.Tensor:
+    """The one tensor of a file, of floats and with the right number of dimensions."""
+    _require(path, list(tensors) == [TENSOR], f"it must hold `{TENSOR}` alone", list(tensors))
+    dtype, shape, data = (tensors[TENSOR][name] for name in ("dtype", "shape", "data"))
     _require(path, dtype in DTYPES, f"the dtype of its vectors must be one of {', '.join(DTYPES)}", dtype)
     is_shape = len(shape) == 3 and min(shape) > 0
-    _require(path, is_shape, "the shape of its vectors must be (batch_size, length, width)", shape)
-    return file.get_tensor(TENSOR)
+    _require(path, is_shape, "the shape of its vectors must be (batch_size, length, width)", tuple(shape))
+    return torch.frombuffer(data, dtype=DTYPES[dtype]).reshape(shape)
 
 
 def _check_vectors(path: str | os.PathLike, vectors: torch.Tensor, metadata: dict[str, str]):
@@ -162,16 +170,16 @@ def _read(path: str | os.PathLike) -> tuple[torch.Tensor, dict[str, str]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                found = metadata.get("format")
-                raise SoftpromptFileError(f"{path} holds no softprompt: its format is {found!r:.80}, not {FORMAT!r}.")
-            _check_metadata(path, metadata)
-            vectors = _read_vectors(path, file)
+        # In one go: `safe_open` opens the file twice, and another one may have taken its place in between.
+        tensors, metadata = _parse(Path(path).read_bytes())
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise SoftpromptFileError(f"{path} is damaged: {reason:.200}") from error
+    if metadata.get("format") != FORMAT:
+        found = metadata.get("format")
+        raise SoftpromptFileError(f"{path} holds no softprompt: its format is {found!r:.80}, not {FORMAT!r}.")
+    _check_metadata(path, metadata)
+    vectors = _to_vectors(path, tensors)
     _check_vectors(path, vectors, metadata)
     return vectors, metadata
 

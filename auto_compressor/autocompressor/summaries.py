@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from .checks import check_control_tokens, check_gate, check_layer_checkpointing
 from .gating import gated_causal_mask, relative_lengths, survives
 from .losses import shift_labels_left
 from .outputs import SegmentSummary
-from .segments import append_sum_tokens
+from .segments import Text, append_sum_tokens
 from .softprompt_cache import SoftpromptCache
 
 
@@ -76,6 +77,10 @@ class FixedSummaries:
             return text_embeds[:, :0]
         ids = torch.arange(num_summary, device=text_embeds.device)
         return self.model.embed_summary(ids).to(text_embeds.dtype).expand(text_embeds.shape[0], -1, -1)
+
+    def count_sum_tokens(self, text: Text, segment_lengths: list[int]) -> int:
+        """How many of the first segments end with `<sum>`, which is no text."""
+        return 0
 
     def cache_of_segment(self, cache: SoftpromptCache | None, num_summary: int) -> SoftpromptCache | None:
         """The cache that a segment is read into, if it takes one."""
@@ -141,6 +146,10 @@ class VariableSummaries(FixedSummaries):
 
     def embeds(self, text_embeds: torch.Tensor, num_summary: int) -> torch.Tensor:
         return text_embeds[:, :0]
+
+    def count_sum_tokens(self, text: Text, segment_lengths: list[int]) -> int:
+        ends = [end - 1 for end in accumulate(segment_lengths)]
+        return int(text.is_sum[:, ends].any(dim=0).sum()) if ends else 0
 
     def cache_of_segment(self, cache: SoftpromptCache | None, num_summary: int) -> SoftpromptCache | None:
         return SoftpromptCache.from_cache(None) if cache is None and num_summary > 0 else cache

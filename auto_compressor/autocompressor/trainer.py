@@ -131,7 +131,7 @@ class SubstepTrainer(TrainerMixin, Trainer):
     whole mean. Evaluation reports perplexity, accuracy and summary vectors in all, per substep and per segment.
 
     Args:
-        args ([`TrainingArguments`]): Those of this project.
+        args ([`TrainingArguments`]): The arguments of this package, not those of transformers alone.
         teacher ([`~transformers.PreTrainedModel`], *optional*): Full-context model of `distillation_weight`.
         kwargs: As for [`~transformers.Trainer`].
 

@@ -35,8 +35,9 @@ class ByteRows:
         if attention_mask is None:
             return cls(input_ids, torch.ones_like(input_ids, dtype=torch.bool))
         mask = attention_mask[:, -input_ids.shape[1] :].bool()
+        # Stable: tokens keep their order.
         order = mask.long().argsort(dim=1, descending=True, stable=True)
-        tokens = input_ids.masked_fill(~mask, 0).gather(1, order)
+        tokens = input_ids.masked_fill(~mask, 0).gather(1, order)  # (batch, length)
         return cls(tokens, mask.gather(1, order), mask.sum(dim=1), order)
 
     def to_front(self, values: torch.Tensor) -> torch.Tensor:
@@ -47,6 +48,7 @@ class ByteRows:
         """Brings `(batch_size, length, ...)` values back into the columns of the input."""
         if self.order is None:
             return values
+        # (batch, length), and ones
         index = self.order.argsort(dim=1).view(*self.order.shape, *[1] * (values.ndim - 2))
         return values.gather(1, index.expand_as(values))
 
@@ -67,9 +69,9 @@ def following_units(units: torch.Tensor, mask: torch.BoolTensor, end: torch.Tens
     Args:
         units (`torch.Tensor` of shape `(batch_size, length, ...)`): Tokens or vectors, those of a row in front.
         mask (`torch.BoolTensor` of shape `(batch_size, length)`): False behind the last unit of a row.
-        end (`torch.Tensor`): Of a shape that broadcasts with one unit.
+        end (`torch.Tensor`): What stands behind the last unit, of a shape that broadcasts with one unit.
     """
-    last = last_units(mask).view(*mask.shape, *[1] * (units.ndim - 2))
+    last = last_units(mask).view(*mask.shape, *[1] * (units.ndim - 2))  # (batch, length), and ones
     return torch.where(last, end, units.roll(-1, dims=1))
 
 
@@ -113,7 +115,7 @@ def check_input(
     rows, length = input_ids.shape
     if cached_rows not in (None, rows):
         raise ValueError(f"`cache` must have the {rows} rows of `input_ids`, it has {cached_rows}.")
-    shapes = ((rows, length), (rows, num_seen + length))
+    shapes = ((rows, length), (rows, num_seen + length))  # of the input alone, or with what the cache has seen
     if attention_mask is not None and attention_mask.shape not in shapes:
         raise ValueError(
             f"`attention_mask` must have the shape {shapes[0]} of `input_ids`, or {shapes[1]} with what the cache has"

@@ -19,12 +19,13 @@ class CachedPromptMixin(TakesCacheMixin):
 
         Raises:
             ValueError: if `input_ids` is neither the whole text, which begins with what the cache holds, nor new
-                tokens with an `attention_mask` over all; if the rows are others.
+                tokens with an `attention_mask` over all; if the rows are others; if a row is padded on the right.
         """
-        cache = cache_in(kwargs)
+        cache, attention_mask = cache_in(kwargs), kwargs.get("attention_mask")
+        check_left_padding(attention_mask)
         if cache is not None and cache.get_seq_length() > 0:
             embeds, ids = kwargs.get("inputs_embeds"), kwargs.get("input_ids") if inputs is None else inputs
-            fit_cache(cache, ids if embeds is None else None, embeds, kwargs.get("attention_mask"))
+            fit_cache(cache, ids if embeds is None else None, embeds, attention_mask)
         return super().generate(inputs, *args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
@@ -45,6 +46,17 @@ class CachedPromptMixin(TakesCacheMixin):
                 " text without it."
             )
         return super()._get_candidate_generator(*args, model_kwargs=model_kwargs, **kwargs)
+
+
+def check_left_padding(attention_mask: torch.Tensor | None):
+    """Raises a `ValueError` for rows of text that end with padding: the first new token would be drawn there."""
+    if attention_mask is not None and attention_mask.ndim == 2:
+        padded = (attention_mask[:, -1] == 0) & (attention_mask != 0).any(dim=1)  # (batch,)
+        if padded.any():
+            raise ValueError(
+                "`attention_mask` must end with the text of every row, rows"
+                f" {padded.nonzero()[:, 0].tolist()} end with padding: pad on the left (`padding_side='left'`)."
+            )
 
 
 def fit_cache(

@@ -61,7 +61,7 @@ class CarriedState:
         return cls(outputs.cache, without_rows(logits, ended))
 
     def first_rows(self, num_rows: int) -> "CarriedState":
-        """That of the first windows: the last batch may be smaller."""
+        """The state of the first windows alone: the last batch may be smaller."""
         if num_rows < len(self.logits):
             self.cache.batch_select_indices(torch.arange(num_rows))
         return CarriedState(self.cache, self.logits[:num_rows])

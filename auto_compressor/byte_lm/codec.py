@@ -68,7 +68,7 @@ class ByteLMHeader:
     What a file says about itself.
 
     Args:
-        model_type (`str`), model_hash (`str`): The model that made it, see [`~coded_file.weights_hash`].
+        model_type (`str`), model_hash (`str`): The model that made it, see [`~identity.weights_hash`].
         sha256 (`str`), num_bytes (`int`): SHA-256 and length of the original.
         num_streams (`int`): Rows of the batch that predicts.
         window (`int`): Bytes after which the model starts again from the last half of them; 0 if it never does.
@@ -219,7 +219,9 @@ def decode_streams(
     decoder, tied = constriction.stream.queue.RangeDecoder(words), defaultdict(list)
     for step, stream in ties.tolist():
         tied[step].append(stream)
-    streams = torch.zeros(header.num_streams, header.num_steps, dtype=torch.uint8)
+    # Streams without a byte have no rows: a header may name many.
+    num_rows = min(header.num_streams, max(header.num_bytes, 1))
+    streams = torch.zeros(num_rows, header.num_steps, dtype=torch.uint8)
     bits, steps = WORD_BITS * len(words) + SPARE_BITS, progress(range(header.num_steps))
     for step, probs in zip(steps, predictions(model, streams, header.window), strict=False):
         rows = rows_at(step, streams, header.num_bytes)

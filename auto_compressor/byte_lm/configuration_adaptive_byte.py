@@ -15,28 +15,28 @@ class AdaptiveByteConfig(PreTrainedConfig):
     Config of [`AdaptiveByteForCausalLM`].
 
     Args:
-        vocab_size (`int`, defaults to 257): Bytes, and the end of a text.
+        vocab_size (`int`, defaults to 257): Number of tokens: the bytes, and the end of a text.
         hidden_size (`int`, defaults to 128): Width of all layers.
         num_levels (`int`, defaults to 3): Level 0 reads bytes, each other one the states at the borders below it.
         border_mode (`str`, defaults to `"uncertainty"`): Borders are where entropy (level 0) or predicted error (the
             others) have summed up to a threshold since the last one; or, with `"teacher_forced"`, where the true next
             unit is not the predicted one, which leaks the future.
-        byte_entropy_threshold (`float`, defaults to 20.0): Of level 0, in nats.
-        meta_uncertainty_threshold (`float` or `list[float]`, defaults to 1.0): Of the levels between the lowest and
-            the top one: of all, or one of each.
+        byte_entropy_threshold (`float`, defaults to 20.0): Threshold of level 0 for summed entropies, in nats.
+        meta_uncertainty_threshold (`float` or `list[float]`, defaults to 1.0): Threshold for summed predicted errors
+            of the levels between the lowest and the top one: one value for all of them, or one for each.
         border_error_threshold (`float`, defaults to 0.1): Mean squared error above which `"teacher_forced"` sets a
             border, on levels above 0.
-        entropy_floor (`float`, defaults to 0.0): Entropies below it, in nats, are penalised.
-        entropy_reg_weight (`float`, defaults to 0.001): Weight of that penalty.
+        entropy_floor (`float`, defaults to 0.0): Entropies of level 0 below it, in nats, are penalised.
+        entropy_reg_weight (`float`, defaults to 0.001): Weight of the penalty on entropies below `entropy_floor`.
         encoder_loss_weight, decoder_loss_weight, meta_loss_weight (`float`, defaults to 1.0): Weights of the next-byte
             losses of level 0 alone and of all levels, and of the error of predicted states.
         uncertainty_loss_weight (`float`, defaults to 0.1): Weight of the error of predicted errors.
-        dropout (`float`, defaults to 0.0): Between the two layers of every recurrent block.
+        dropout (`float`, defaults to 0.0): Dropout between the two layers of every recurrent block.
         add_encoder_states (`bool`, defaults to `False`): Whether the decoder head also gets the states of level 0.
         detach_meta_targets (`bool`, defaults to `False`): Whether the states that the levels above 0 predict get no
             gradient from that.
         target_ratios (`list[float]`, *optional*): Units per patch of every level but the top one, at which training
-            aims by moving the thresholds; they are then saved with the model, and begin at those above.
+            aims by moving the thresholds, which begin at the two given above and are then saved with the model.
         window_end_target (`bool`, defaults to `True`): Whether every row is followed by the end of a text. If not,
             only rows that end with `eos_token_id` have an end, and the last byte of others has no target.
         carry_state (`bool`, defaults to `False`): Whether training and evaluation let a window go on from the states

@@ -10,13 +10,13 @@ class GRUByteConfig(PreTrainedConfig):
     Config of [`GRUByteForCausalLM`].
 
     Args:
-        vocab_size (`int`, defaults to 257): Bytes, and the end of a text.
+        vocab_size (`int`, defaults to 257): Number of tokens: the bytes, and the end of a text.
         hidden_size (`int`, defaults to 128): Width of all layers.
         num_levels (`int`, defaults to 3): Levels of the [`AdaptiveByteConfig`], of the same width, whose number of
             parameters the defaults of `num_blocks` and `num_padding_parameters` give.
         num_blocks (`int`, *optional*): Recurrent blocks, each with a residual.
-        num_padding_parameters (`int`, *optional*): Parameters that do nothing.
-        dropout (`float`, defaults to 0.0): Between the two layers of every recurrent block.
+        num_padding_parameters (`int`, *optional*): Parameters that do nothing but make the number of all equal.
+        dropout (`float`, defaults to 0.0): Dropout between the two layers of every recurrent block.
         window_end_target, carry_state (`bool`): As in [`AdaptiveByteConfig`].
     """
 

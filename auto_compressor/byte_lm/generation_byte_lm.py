@@ -47,12 +47,13 @@ class RecurrentByteLM(CachedPromptMixin, PreTrainedModel, GenerationMixin):
         Mean over all targets, in nats.
 
         Args:
-            logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Those of a row in front.
+            logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Logits of the next byte, those of a
+                row in front.
             labels (`torch.LongTensor` of shape `(batch_size, length)`): In the columns of the input.
             rows (`ByteRows`): The input.
         """
         end = self.config.eos_token_id if self.config.window_end_target else -100
-        targets = next_token_targets(rows.to_front(labels), rows.mask, end)
+        targets = next_token_targets(rows.to_front(labels), rows.mask, end)  # (batch, length)
         return masked_mean(token_losses(logits, targets), targets != -100, over_processes=self.training)
 
 

@@ -26,8 +26,8 @@ class GRUBlock(nn.Module):
         """
         Args:
             inputs (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): With one position at least.
-            state (`torch.Tensor` of shape `(batch_size, 2, hidden_size)`, *optional*): Of both layers, from earlier
-                positions; zeros if None.
+            state (`torch.Tensor` of shape `(batch_size, 2, hidden_size)`, *optional*): States of both layers, from
+                earlier positions; zeros if None.
             lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Positions of each row, padding behind
                 them left out; may be 0.
 
@@ -35,15 +35,15 @@ class GRUBlock(nn.Module):
             `tuple`: Outputs `(batch_size, length, hidden_size)`, and the state after the last position of each row.
         """
         if state is None:
-            state = inputs.new_zeros(inputs.shape[0], 2, inputs.shape[2])
+            state = inputs.new_zeros(inputs.shape[0], 2, inputs.shape[2])  # (batch, 2, hidden)
         outputs, states = inputs, []
         for index, layer in enumerate(self.layers):
             if index:
                 outputs = F.dropout(outputs, self.dropout, self.training)
-            before = state[:, index].to(outputs.dtype)
+            before = state[:, index].to(outputs.dtype)  # (batch, hidden)
             outputs = run_layer(layer, outputs, before)
             states.append(outputs[:, -1] if lengths is None else state_at(before, outputs, lengths))
-        return outputs, torch.stack(states, dim=1)
+        return outputs, torch.stack(states, dim=1)  # (batch, length, hidden), (batch, 2, hidden)
 
 
 def run_layer(layer: nn.GRU, inputs: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -51,12 +51,12 @@ def run_layer(layer: nn.GRU, inputs: torch.Tensor, before: torch.Tensor) -> torc
     if inputs.shape[1] == 1:  # half the time of the general way
         weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
         return torch.gru_cell(inputs[:, 0], before, *weights)[:, None]
-    return layer(inputs, before[None].contiguous())[0]
+    return layer(inputs, before[None].contiguous())[0]  # torch takes (layers = 1, batch, size)
 
 
 def state_at(before: torch.Tensor, outputs: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:
     """The state `(batch_size, size)` after the first `lengths` positions: none of them leaves it as it was before."""
-    states = torch.cat([before[:, None], outputs], dim=1)
+    states = torch.cat([before[:, None], outputs], dim=1)  # (batch, 1 + length, size)
     return states.gather(1, lengths[:, None, None].expand(-1, -1, states.shape[-1]))[:, 0]
 
 

@@ -69,7 +69,7 @@ def byte_lm_statistics(
     Counts on windows of text, by row.
 
     Args:
-        outputs (`ByteLMOutput`): Of the model.
+        outputs (`ByteLMOutput`): Outputs of the model.
         input_ids, attention_mask (`torch.Tensor` of shape `(batch_size, length)`): The windows.
         window_end_target (`bool`): Whether the end of a text is a target behind every window.
         first_logits (`torch.Tensor` of shape `(batch_size, vocab_size)`, *optional*): Predictions of the first bytes,

@@ -34,12 +34,12 @@ RATIO_RATE = 0.1  # power of what a threshold is off by, by which `target_ratios
 
 def clamped_entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy in nats, in float32 at least, with the logarithms of probabilities below 1e-8 cut off there."""
-    probs = at_least_float32(logits).softmax(dim=-1)
+    probs = at_least_float32(logits).softmax(dim=-1)  # (..., vocab)
     return -(probs * probs.clamp(min=1e-8).log()).sum(dim=-1)
 
 
 def entropy_penalties(entropies: torch.Tensor, floor: float) -> torch.Tensor:
-    """The squares of what entropies are below the floor."""
+    """The squares of what entropies lack to the floor, 0 for those above it; any shape."""
     return (floor - entropies).clamp(min=0).square()
 
 
@@ -52,8 +52,8 @@ class LevelReading:
         units (`torch.Tensor` of shape `(batch_size, units)` or `(batch_size, units, hidden_size)`): Bytes, or the
             states at the borders of the level below; those of a row in front.
         mask (`torch.BoolTensor` of shape `(batch_size, units)`): False behind the last unit of a row.
-        hidden_states (`torch.Tensor` of shape `(batch_size, units, hidden_size)`): Of the encoder.
-        predictions (`torch.Tensor`): Of the next unit: `(batch_size, units, vocab_size)` logits or
+        hidden_states (`torch.Tensor` of shape `(batch_size, units, hidden_size)`): States of the encoder.
+        predictions (`torch.Tensor`): What the next unit is expected to be: `(batch_size, units, vocab_size)` logits or
             `(batch_size, units, hidden_size)` states.
         scores (`torch.Tensor` of shape `(batch_size, units)`): Entropy in nats, or the error that is expected.
         border_mask (`torch.BoolTensor` of shape `(batch_size, units)`): Where patches begin; None on the top level.
@@ -72,7 +72,7 @@ class AdaptiveLevel(nn.Module):
     One level. Subclasses embed the units, predict the next one, and measure the error of that.
 
     Args:
-        config (`AdaptiveByteConfig`): That of the model.
+        config (`AdaptiveByteConfig`): The config of the model.
         index (`int`): 0 for bytes. The top level, `num_levels - 1`, has no borders and no decoder.
     """
 
@@ -92,9 +92,10 @@ class AdaptiveLevel(nn.Module):
         self, units: torch.Tensor, inputs: torch.Tensor, lengths: torch.LongTensor | None, layer: RecurrentLayer
     ) -> LevelReading:
         """Encodes units, predicts what follows each, and sets borders."""
+        # (batch, units, hidden), and the state of both layers (batch, 2, hidden)
         hidden_states, state = self.encoder(inputs, layer.states.get("encoder"), lengths)
         layer.remember(encoder=state)
-        mask = inputs.new_ones(inputs.shape[:2], dtype=torch.bool)
+        mask = inputs.new_ones(inputs.shape[:2], dtype=torch.bool)  # (batch, units)
         mask = mask if lengths is None else length_mask(lengths, inputs.shape[1])
         reading = LevelReading(units, mask, hidden_states, *self.predict(hidden_states))
         if not self.is_top:
@@ -122,7 +123,8 @@ class AdaptiveLevel(nn.Module):
     @torch.no_grad()
     def follow_target_ratio(self, border_mask: torch.BoolTensor, mask: torch.BoolTensor):
         """Moves the threshold, to which the units per patch are about proportional, towards the ratio aimed at."""
-        counts = torch.stack([border_mask.sum(), mask.sum()]).to(self.border_threshold.dtype)
+        counts = torch.stack([border_mask.sum(), mask.sum()]).to(self.border_threshold.dtype)  # (2,)
+        # Counts of all processes, so that all move their thresholds alike.
         num_patches, num_units = sum_over_processes(counts).unbind()
         off = self.config.target_ratios[self.index] * num_patches.clamp(min=1) / num_units
         self.border_threshold.mul_(torch.where(num_units > 0, off.clamp(0.5, 2) ** RATIO_RATE, 1.0)).clamp_(max=1e6)
@@ -137,6 +139,7 @@ class AdaptiveLevel(nn.Module):
     ) -> torch.Tensor:
         """Reads the inputs again, each with the state of the patch that it is in."""
         begun, carried = layer.states.get("begun"), layer.states.get("patch")
+        # (batch, units, hidden), (batch, hidden)
         context, carried = broadcast_patches(patch_states, border_mask, lengths, carried, begun)
         outputs, state = self.decoder(inputs + self.patch_proj(context), layer.states.get("decoder"), lengths)
         layer.remember(decoder=state, patch=carried)
@@ -144,7 +147,7 @@ class AdaptiveLevel(nn.Module):
 
 
 class ByteLevel(AdaptiveLevel):
-    """Level 0."""
+    """Level 0, whose units are bytes and whose scores are entropies."""
 
     error_threshold = 0.0
 
@@ -157,7 +160,7 @@ class ByteLevel(AdaptiveLevel):
         return self.embed_tokens(units)
 
     def predict(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.head(hidden_states)
+        logits = self.head(hidden_states)  # (batch, units, vocab)
         return logits, clamped_entropy(logits)
 
     def errors(self, reading: LevelReading) -> torch.Tensor:
@@ -167,7 +170,7 @@ class ByteLevel(AdaptiveLevel):
 
 
 class MetaLevel(AdaptiveLevel):
-    """A level above bytes."""
+    """A level above bytes, whose units are states of the level below and whose scores are the errors it expects."""
 
     def __init__(self, config: AdaptiveByteConfig, index: int):
         super().__init__(config, index)
@@ -183,13 +186,13 @@ class MetaLevel(AdaptiveLevel):
         return units
 
     def predict(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        uncertainty = at_least_float32(self.uncertainty_head(hidden_states))[..., 0]
+        uncertainty = at_least_float32(self.uncertainty_head(hidden_states))[..., 0]  # (batch, units)
         return self.predictor(hidden_states), F.softplus(uncertainty)
 
     def errors(self, reading: LevelReading) -> torch.Tensor:
         """Mean squared error of every predicted state: `(batch_size, units)`."""
         units = reading.units.detach() if self.config.detach_meta_targets else reading.units
-        targets = following_units(units, reading.mask, self.end_state)
+        targets = following_units(units, reading.mask, self.end_state)  # (batch, units, hidden)
         return (at_least_float32(reading.predictions) - targets).square().mean(dim=-1)
 
 
@@ -271,9 +274,10 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         cache = self.open_cache(cache, len(self.levels), input_ids, attention_mask, labels)
         rows = ByteRows.from_input(input_ids, attention_mask)
         readings: list[LevelReading] = []
-        decoded = self.run_level(0, rows.tokens, rows.lengths, cache, readings)
+        decoded = self.run_level(0, rows.tokens, rows.lengths, cache, readings)  # (batch, length, hidden)
         cache.count_tokens(input_ids.shape[1], rows)
         lowest = readings[0]
+        # (batch, length, vocab), the tokens of a row in front
         logits = self.lm_head(decoded + lowest.hidden_states if self.config.add_encoder_states else decoded)
         losses = None if labels is None else self.losses(logits, labels, rows, readings)
         show_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
@@ -312,7 +316,7 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         Runs a level and those above it, where patches begin.
 
         Args:
-            index (`int`): Of the level.
+            index (`int`): Index of the level.
             units, lengths: What it reads; see [`LevelReading`] and [`GRUBlock.forward`].
             cache (`RecurrentCache`): States of all levels, which are replaced.
             readings (`list[LevelReading]`): Is extended by those of this level and those above.
@@ -321,19 +325,20 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
             `torch.Tensor` of shape `(batch_size, units, hidden_size)`: Decoded states; of the top level, encoded ones.
         """
         level, layer = self.levels[index], cache.layers[index]
-        inputs = level.embed(units)
+        inputs = level.embed(units)  # (batch, units, hidden)
         reading = level.read(units, inputs, lengths, layer)
         readings.append(reading)
         if level.is_top:
             return reading.hidden_states
-        num_patches = reading.border_mask.sum(dim=1)
+        num_patches = reading.border_mask.sum(dim=1)  # (batch,)
         # Read back, as shapes depend on it. In training every level runs, for gradients on every process.
         most = max(int(num_patches.max()), int(self.training))
-        patches = reading.hidden_states[:, :0]
+        patches = reading.hidden_states[:, :0]  # (batch, 0, hidden)
         if most:
-            patches = gather_patches(reading.hidden_states, reading.border_mask, most)
+            patches = gather_patches(reading.hidden_states, reading.border_mask, most)  # (batch, most, hidden)
             patches = self.run_level(index + 1, patches, num_patches, cache, readings)
         decoded = level.decode(inputs, lengths, patches, reading.border_mask, layer)
+        # (batch,): a row with a unit here is no longer at its beginning
         begun = layer.states.get("begun")
         layer.remember(begun=reading.mask[:, 0] if begun is None else begun | reading.mask[:, 0])
         return decoded
@@ -353,10 +358,10 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         self, logits: torch.Tensor, labels: torch.LongTensor, rows: ByteRows, readings: list[LevelReading]
     ) -> dict[str, torch.Tensor]:
         """Means by name; those of the levels above 0 are averaged over these."""
-        penalties = entropy_penalties(readings[0].scores, self.config.entropy_floor)
+        penalties = entropy_penalties(readings[0].scores, self.config.entropy_floor)  # (batch, length)
         errors, misjudged = [logits.new_zeros((), dtype=torch.float32)], [logits.new_zeros((), dtype=torch.float32)]
         for level, reading in list(zip(self.levels, readings, strict=False))[1:]:
-            found, counted = level.errors(reading), self.with_target(rows, reading.mask)
+            found, counted = level.errors(reading), self.with_target(rows, reading.mask)  # (batch, units) each
             errors.append(masked_mean(found, counted, self.training))
             misjudged.append(masked_mean((reading.scores - found.detach()).square(), counted, self.training))
         num_metas = max(self.config.num_levels - 1, 1)
@@ -376,6 +381,7 @@ class AdaptiveByteForCausalLM(RecurrentByteLM):
         return mask & (~last_units(mask) | ends[:, None])
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss to train on, a scalar."""
         config = self.config
         weights = {
             "byte_encoder": config.encoder_loss_weight,

@@ -66,13 +66,14 @@ class GRUByteForCausalLM(RecurrentByteLM):
         """Arguments and errors as in [`AdaptiveByteForCausalLM.forward`]."""
         cache = self.open_cache(cache, len(self.blocks), input_ids, attention_mask, labels)
         rows = ByteRows.from_input(input_ids, attention_mask)
-        hidden_states = [self.embed_tokens(rows.tokens)]
+        hidden_states = [self.embed_tokens(rows.tokens)]  # each (batch, length, hidden)
         for block, layer in zip(self.blocks, cache.layers, strict=True):
+            # (batch, length, hidden), (batch, 2, hidden)
             outputs, state = block(hidden_states[-1], layer.states.get("encoder"), rows.lengths)
             layer.remember(encoder=state)
             hidden_states.append(hidden_states[-1] + outputs)
         cache.count_tokens(input_ids.shape[1], rows)
-        logits = self.lm_head(hidden_states[-1])
+        logits = self.lm_head(hidden_states[-1])  # (batch, length, vocab)
         loss = None if labels is None else self.byte_loss(logits, labels, rows)
         show_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return ByteLMOutput(

@@ -106,12 +106,14 @@ def text_hash(rows: ByteRows, before: torch.LongTensor | None = None) -> torch.L
         rows (`ByteRows`): The tokens.
         before (`torch.LongTensor` of shape `(batch_size,)`, *optional*): The number of what stands in front of them.
     """
-    tokens = (rows.tokens + 1) * rows.mask
-    lengths = rows.mask.sum(dim=1)
+    # Token 0 counts too, padding does not.
+    tokens = (rows.tokens + 1) * rows.mask  # (batch, length)
+    lengths = rows.mask.sum(dim=1)  # (batch,)
     before = torch.zeros_like(lengths) if before is None else before
     # Integers wrap around. HASH_BASE ** n for n = 0, 1, ...
     powers = torch.full((tokens.shape[1] + 1,), HASH_BASE, device=tokens.device).index_fill(0, lengths.new_zeros(1), 1)
-    powers = powers.cumprod(dim=0)
+    powers = powers.cumprod(dim=0)  # (length + 1,)
+    # (batch, length): how many tokens of its row stand behind each one
     to_end = (lengths[:, None] - 1 - torch.arange(tokens.shape[1], device=tokens.device)).clamp(min=0)
     return before * powers[lengths] + (tokens * powers[to_end]).sum(dim=1)
 

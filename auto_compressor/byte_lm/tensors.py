@@ -11,6 +11,7 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 def token_losses(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
     """Cross entropy in nats per label, `(...)`, 0 where the label is -100."""
+    # (labels,), of all rows one after the other
     flat = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.flatten(), reduction="none")
     return flat.view(labels.shape)
 

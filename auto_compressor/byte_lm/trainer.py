@@ -30,7 +30,7 @@ class ByteLMTrainer(StatisticsMixin, Trainer):
     """
     Trains a byte language model, [`AdaptiveByteForCausalLM`] or [`GRUByteForCausalLM`].
 
-    Reports every loss by its name, and in evaluation the metrics of [`~evaluation.byte_lm.byte_lm_metrics`]. With
+    Reports every loss by its name, and in evaluation the metrics of [`~metrics.byte_lm_metrics`]. With
     `carry_state` in the config of the model, batches have the order of [`LaneSampler`], and a window goes on from the
     state of the one before in its document, without its gradient; checkpoints hold the state of every process.
 

@@ -12,10 +12,21 @@ HELP = "check that no logits depend on later tokens, with and without cache; exi
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--text", default=str(BUNDLED_VALIDATION_TEXT), help="UTF-8 text (default: the held-out one)")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a row, every one of which is checked")
-    parser.add_argument("--batch-size", type=int, default=2, help="rows, the first ones of the text")
-    parser.add_argument("--seed", type=int, default=0, help="of the tokens that replace the later ones")
+    parser.add_argument(
+        "--text", default=str(BUNDLED_VALIDATION_TEXT), help="UTF-8 text to read (default: the bundled held-out one)"
+    )
+    parser.add_argument(
+        "--length", type=int, default=256, help="tokens of a row, every one of which is checked (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=2,
+        help="rows that are checked, the first ones of the text (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the tokens that replace the later ones (default: %(default)s)"
+    )
     # In half precision some models turn the last bits of early tokens into quite other logits.
     add_model_arguments(parser, "causal language model", dtype="float32")
 

@@ -21,16 +21,16 @@ def add_dtype_argument(parser: argparse.ArgumentParser, dtype: str = "auto"):
         "--dtype",
         default=dtype,
         choices=["auto", "float32", "bfloat16", "float16"],
-        help="auto: as saved (default: %(default)s)",
+        help="dtype of the weights; auto: as saved (default: %(default)s)",
     )
 
 
 def add_device_argument(parser: argparse.ArgumentParser):
-    parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument("--device", help="device to run on: cpu, cuda, ... (default: cuda where there is one)")
 
 
 def add_output_argument(parser: argparse.ArgumentParser):
-    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - writes standard output")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - writes to standard output")
 
 
 def add_codec_arguments(parser: argparse.ArgumentParser, file: str, model: str):
@@ -50,14 +50,16 @@ def add_data_arguments(parser: argparse.ArgumentParser, default: Path, which: st
         help="a txt (every line is a text), jsonl, csv or parquet file, a folder of such files, or a dataset of the"
         f" hub (default: the {which} that comes with the package)",
     )
-    parser.add_argument("--dataset-config-name", help="of a dataset of the hub")
-    parser.add_argument("--split", default="train", help="of a folder or a dataset of the hub (default: train)")
-    parser.add_argument("--text-column", default="text", help="column of the texts (default: text)")
+    parser.add_argument("--dataset-config-name", help="configuration of a dataset of the hub")
+    parser.add_argument("--split", default="train", help="split of a folder or a dataset of the hub (default: train)")
+    parser.add_argument("--text-column", default="text", help="column that holds the texts (default: text)")
 
 
 def add_tokenizer_argument(parser: argparse.ArgumentParser):
     parser.add_argument(
-        "--tokenizer", default=str(BUNDLED_TOKENIZER), help="a folder or a hub name (default: the bundled one)"
+        "--tokenizer",
+        default=str(BUNDLED_TOKENIZER),
+        help="tokenizer: a folder or a hub name (default: the bundled one)",
     )
 
 
@@ -66,17 +68,17 @@ def add_test_set_arguments(parser: argparse.ArgumentParser, num_sequences: int):
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSONL file to write")
     parser.add_argument("--counts", type=Path, required=True, help="CSV file of `auto-compressor token-statistics`")
     add_tokenizer_argument(parser)
-    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of each sequence (default: %(default)s)")
     parser.add_argument(
         "--low-fraction",
         type=float,
         default=0.1,
-        help="share of the tokens, the rarest, that are left out, with ties (default: %(default)s)",
+        help="share of the counted tokens, the rarest, that is left out, with ties (default: %(default)s)",
     )
     parser.add_argument(
         "--num-sequences", type=int, default=num_sequences, help="most sequences to write (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=42, help="of what is drawn (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of what is drawn at random (default: %(default)s)")
 
 
 def add_budget_argument(parser: argparse.ArgumentParser):
@@ -228,7 +230,7 @@ def load_complete(args: argparse.Namespace, find_class: Callable):
 
     Args:
         args (`argparse.Namespace`): With `model` and `device`.
-        find_class (`Callable`): Of the name and the config of a model, the class that loads it, or a `ValueError`.
+        find_class (`Callable`): Name and config of a model -> the class that loads it, or a `ValueError`.
 
     Raises:
         OSError: if there is none, or it is damaged or incomplete.
@@ -241,10 +243,7 @@ def load_complete(args: argparse.Namespace, find_class: Callable):
     silence_loading()
     device = resolve_device(args.device)
     auto_class = find_class(args.model, load(AutoConfig, args.model))
-    model, found = load(auto_class, args.model, dtype="auto", output_loading_info=True)
-    if found["missing_keys"]:
-        raise OSError(f"Cannot load the model {args.model!r}: it lacks {', '.join(sorted(found['missing_keys']))}.")
-    return model.eval().to(device)
+    return load(auto_class, args.model, dtype="auto").eval().to(device)
 
 
 def read_bytes(path: str) -> bytes:

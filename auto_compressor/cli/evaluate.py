@@ -13,12 +13,12 @@ HELP = "run the LM evaluation harness (lm-eval) on a hierarchical autoencoder or
 ARGUMENTS = {
     "--model": "hier_ae for a hierarchical autoencoder, hf for models of transformers, ...",
     "--model_args": "arguments of the model: checkpoint=DIR for hier_ae, pretrained=NAME for hf, ...",
-    "--tasks": "names of tasks",
-    "--include_path": "a folder with tasks of your own",
-    "--num_fewshot": "examples in front of each question",
+    "--tasks": "names of the tasks to run",
+    "--include_path": "folder with tasks of your own",
+    "--num_fewshot": "solved examples in front of each question",
     "--limit": "use only so many examples of each task",
     "--batch_size": "texts that are scored at once",
-    "--device": "cpu, cuda, ... (default: cuda where there is one)",
+    "--device": "device to run on: cpu, cuda, ... (default: cuda where there is one)",
     "--output_path": "also write the results to this folder",
 }
 

@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=ShowVersion, nargs=0, help="show the version of the package and exit")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", help="one of those below; COMMAND --help")
+    subparsers = parser.add_subparsers(
+        required=True, metavar="COMMAND", help="one of the commands below; COMMAND --help describes it"
+    )
     for command in COMMANDS:
         options = getattr(command, "PARSER", {})
         subparser = subparsers.add_parser(command.NAME, description=command.HELP, **options)

@@ -11,10 +11,14 @@ HELP = "write a web page that shows a text with the entropies and the patches of
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--text", dest="file", required=True, help="any file; - reads standard input")
-    parser.add_argument("--max-bytes", type=int, default=2000, help="show only so many, the first ones")
+    parser.add_argument("--text", dest="file", required=True, help="file to show, of any kind; - reads standard input")
+    parser.add_argument(
+        "--max-bytes", type=int, default=2000, help="show only so many bytes, the first ones (default: %(default)s)"
+    )
     add_output_argument(parser)
-    parser.add_argument("--model", required=True, help="adaptive_byte or hierarchical_autoencoder: a folder or a name")
+    parser.add_argument(
+        "--model", required=True, help="adaptive_byte or hierarchical_autoencoder: a folder or a hub name"
+    )
     add_device_argument(parser)
 
 

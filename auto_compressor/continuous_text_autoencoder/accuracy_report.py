@@ -105,7 +105,7 @@ def measure_accuracy(
 
     Args:
         model ([`ContinuousTextAutoencoder`]): In evaluation mode.
-        tokenizer ([`PreTrainedTokenizerBase`]): That of the model.
+        tokenizer ([`PreTrainedTokenizerBase`]): The tokenizer of the model.
         texts (`Iterable[tuple[str | None, list[int]]]`): Texts and their tokens; those without tokens are left out.
         errors (`IO[str]`): Gets the lines.
         length (`int`, *optional*): Tokens of the sequences into which [`cut_texts`] cuts; without it, every text is a

@@ -15,7 +15,7 @@ class ContinuousTextAutoencoderConfig(PreTrainedConfig):
     Config of [`ContinuousTextAutoencoder`].
 
     Args:
-        vocab_size (`int`, defaults to 32000): Tokens.
+        vocab_size (`int`, defaults to 32000): Number of tokens.
         architecture (`str`, defaults to `"conv"`): `"conv"`, convolutions that halve the length level by level, or
             `"chunk"`, which makes a latent of each `chunk_size` tokens without a look at others.
         embedding_size (`int`, defaults to 128): Width of the token embeddings.
@@ -30,11 +30,12 @@ class ContinuousTextAutoencoderConfig(PreTrainedConfig):
             `embedding_size` = `hidden_size`.
         kl_loss_weight (`float`, defaults to 1e-6): Weight of the mean KL divergence per dimension from a standard
             normal distribution.
-        kl_clip (`float`, defaults to 0.0): Nats per dimension that cost nothing: a divergence below counts as this.
-        kl_warmup_steps (`int`, defaults to 0): Batches of training over which that weight grows linearly.
+        kl_clip (`float`, defaults to 0.0): Nats of divergence per dimension that cost nothing: less counts as this.
+        kl_warmup_steps (`int`, defaults to 0): Batches of training over which the weight of the divergence grows
+            linearly from 0.
         token_dropout (`float`, defaults to 0.0): Share of tokens that the encoder does not see in training.
         latent_dropout (`float`, defaults to 0.0): Dropout on latents in training.
-        rms_norm_eps (`float`, defaults to 1e-6): Of all norms.
+        rms_norm_eps (`float`, defaults to 1e-6): Epsilon of all norms.
         initializer_range (`float`, defaults to 1.0): Standard deviation of new weights times the square root of their
             inputs, and of new embeddings.
     """

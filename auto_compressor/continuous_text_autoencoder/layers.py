@@ -26,7 +26,7 @@ class ResidualBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """`(batch, in_channels, length)` and `(batch, 1, length)` -> `(batch, channels, length)`."""
         # Zeros on padding are what a convolution finds behind the end of a row.
-        inner = F.silu(channel_norm(self.norm1, self.conv1(hidden_states * mask)))
+        inner = F.silu(channel_norm(self.norm1, self.conv1(hidden_states * mask)))  # (batch, channels, length)
         inner = F.silu(channel_norm(self.norm2, self.conv2(inner * mask)))
         return inner + self.skip(hidden_states)
 
@@ -75,11 +75,13 @@ class ConvEncoder(nn.Module):
         self.blocks.append(ResidualBlock(in_channels, self.output_size, eps))
 
     def forward(self, embeddings: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
+        # (batch, embedding_size, length), (batch, 1, length)
         hidden_states, mask = embeddings.transpose(1, 2), mask[:, None].to(embeddings.dtype)
         for block in self.blocks:
+            # A state counts where the first token that it stands for does: padding stands behind.
             stride = mask.shape[-1] // hidden_states.shape[-1]
             hidden_states = block(hidden_states, mask[..., ::stride])
-        return hidden_states.transpose(1, 2)
+        return hidden_states.transpose(1, 2)  # (batch, latent_length, output_size)
 
 
 class ConvDecoder(nn.Module):
@@ -98,12 +100,13 @@ class ConvDecoder(nn.Module):
         self.output_size = config.hidden_size
 
     def forward(self, latents: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
+        # (batch, channels, latent_length), (batch, 1, latent_length)
         hidden_states, mask = self.latent_proj(latents).transpose(1, 2), mask[:, None].to(latents.dtype)
-        hidden_states = self.bottom_block(hidden_states, mask)
+        hidden_states = self.bottom_block(hidden_states, mask)  # (batch, channels, latent_length)
         for block in self.blocks:
             stride = hidden_states.shape[-1] // mask.shape[-1]
             hidden_states = block(hidden_states, mask.repeat_interleave(stride, dim=-1))
-        return hidden_states.transpose(1, 2)
+        return hidden_states.transpose(1, 2)  # (batch, length, output_size)
 
 
 class GatedLayer(GradientCheckpointingLayer):
@@ -137,7 +140,8 @@ class ChunkEncoder(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=eps)
 
     def forward(self, embeddings: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
-        hidden_states = self.token_layers(embeddings) * mask[..., None]
+        hidden_states = self.token_layers(embeddings) * mask[..., None]  # (batch, length, embedding_size)
+        # (batch, latent_length, chunk_size * embedding_size)
         chunks = hidden_states.unflatten(1, (-1, self.chunk_size)).flatten(2)
         return self.norm(self.chunk_layers(self.chunk_proj(chunks)))
 
@@ -155,6 +159,7 @@ class ChunkDecoder(nn.Module):
         self.norm = nn.RMSNorm(config.embedding_size, eps=eps)
 
     def forward(self, latents: torch.Tensor, mask: torch.BoolTensor) -> torch.Tensor:
+        # (batch, latent_length, chunk_size * embedding_size), which becomes (batch, length, embedding_size)
         chunks = self.token_proj(self.chunk_layers(self.latent_proj(latents)))
         return self.norm(self.token_layers(chunks.unflatten(2, (self.chunk_size, -1)).flatten(1, 2)))
 

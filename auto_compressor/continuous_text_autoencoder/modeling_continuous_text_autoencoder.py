@@ -51,9 +51,10 @@ def align_rows(
         column, `(batch_size, length)`.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    # (batch, length); stable, so that tokens keep their order
     order = mask.argsort(dim=1, descending=True, stable=True)
     fill = (0, -input_ids.shape[1] % total_stride)
-    mask = F.pad(mask.gather(1, order), fill).bool()
+    mask = F.pad(mask.gather(1, order), fill).bool()  # (batch, latent_length * total_stride)
     return F.pad(input_ids.gather(1, order), fill).masked_fill(~mask, 0), mask, order.argsort(dim=1)
 
 
@@ -109,9 +110,9 @@ class ContinuousTextAutoencoder(PreTrainedModel):
 
     def embed(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Token embeddings `(batch_size, length, embedding_size)`; in training, token dropout zeroes some."""
-        embeddings = self.embed_tokens(input_ids) * self.embedding_scale
+        embeddings = self.embed_tokens(input_ids) * self.embedding_scale  # (batch, length, embedding_size)
         if self.training and self.config.token_dropout:
-            seen = torch.rand(input_ids.shape, device=input_ids.device) >= self.config.token_dropout
+            seen = torch.rand(input_ids.shape, device=input_ids.device) >= self.config.token_dropout  # (batch, length)
             embeddings = embeddings * seen[..., None]
         return embeddings
 
@@ -119,7 +120,7 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         """`encode` for ids and mask from `align_rows`."""
         if not self.training:  # where it would wait for the device at every step
             check_vocabulary(input_ids, self.config.vocab_size)
-        hidden_states = self.encoder(self.embed(input_ids), mask)
+        hidden_states = self.encoder(self.embed(input_ids), mask)  # (batch, latent_length, output_size)
         return ContinuousEncoderOutput(
             mean=self.mean_head(hidden_states),
             logvar=self.logvar_head(hidden_states),
@@ -160,13 +161,14 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         check_latents(latents, latent_attention_mask, self.config.latent_dim)
         if latent_attention_mask is None:
             latent_attention_mask = torch.ones(latents.shape[:2], device=latents.device)
-        states = self.decoder(latents.to(self.dtype), latent_attention_mask.bool())
+        states = self.decoder(latents.to(self.dtype), latent_attention_mask.bool())  # (batch, length, output_size)
         return ContinuousDecoderOutput(logits=self.lm_head(states))
 
     def decode_columns(
         self, latents: torch.Tensor, latent_attention_mask: torch.Tensor, places: torch.LongTensor
     ) -> torch.Tensor:
         """What the head reads, in the columns that `align_rows` moved: `(batch_size, length, output_size)`."""
+        # (batch, latent_length * total_stride, output_size)
         states = self.decoder(latents, latent_attention_mask.bool())
         return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
 
@@ -199,7 +201,8 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         if self.latent_norm.training:
             self.latent_norm.update(encoded.mean, encoded.latent_attention_mask.bool())
         latents = self.draw(encoded, self.training if sample is None else sample)
-        latents = F.dropout(latents, self.config.latent_dropout, self.training)
+        latents = F.dropout(latents, self.config.latent_dropout, self.training)  # (batch, latent_length, latent_dim)
+        # (batch, length, vocab)
         logits = self.lm_head(self.decode_columns(latents, encoded.latent_attention_mask, places))
         output = ContinuousTextAutoencoderOutput(logits=logits, latents=latents, **encoded)
         if labels is not None:
@@ -211,12 +214,14 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         return output
 
     def draw(self, encoded: ContinuousEncoderOutput, sample: bool) -> torch.Tensor:
+        """Latents `(batch_size, latent_length, latent_dim)`: samples of their distributions, or the means."""
         return sample_normal(encoded.mean, encoded.logvar) if sample else encoded.mean
 
     def losses(
         self, targets: torch.LongTensor, logits: torch.Tensor, encoded: ContinuousEncoderOutput
     ) -> dict[str, torch.Tensor]:
         """Means by name: nats per target, and per latent and dimension, of which `kl_clip` are free."""
+        # (batch, latent_length, latent_dim)
         divergence = kl_from_standard_normal(encoded.mean, encoded.logvar).clamp(min=self.config.kl_clip)
         return {
             "reconstruction": mean_over_targets(summed_cross_entropy(logits, targets), targets),
@@ -239,6 +244,7 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         return (latents * self.latent_scale() + self.latent_norm.mean).to(latents.dtype)
 
     def latent_scale(self) -> torch.Tensor:
+        """The standard deviation of every dimension, as found in training: `(latent_dim,)`."""
         return (self.latent_norm.variance + 1e-6).sqrt()
 
     @torch.no_grad()
@@ -269,10 +275,12 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         if isinstance(text, str):
             return self.reconstruct_text(text, tokenizer or tokenizer_beside(self.name_or_path), sample)
         check_input_ids(text, attention_mask)
+        # (batch, latent_length * total_stride) each, and (batch, length)
         ids, mask, places = align_rows(text, attention_mask, self.config.total_stride)
         encoded = self.posterior(ids, mask)
         states = self.decode_columns(self.draw(encoded, sample), encoded.latent_attention_mask, places)
         # Logits of a long text would not fit into memory.
+        # each (tokens, output_size)
         parts = states.flatten(0, 1).split(max(1, MAX_LOGITS_IN_MEMORY // self.config.vocab_size))
         tokens = torch.cat([self.lm_head(part).argmax(dim=-1) for part in parts]).view_as(text)
         return tokens if attention_mask is None else torch.where(attention_mask.bool(), tokens, text)

@@ -1,4 +1,4 @@
-"""What the continuous text autoencoder returns."""
+"""What the continuous text autoencoder returns: dataclasses that give the shape of every tensor."""
 
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ class ContinuousDecoderOutput(ModelOutput):
     Output of [`ContinuousTextAutoencoder.decode`].
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, latent_length * total_stride, vocab_size)`): Of each token; a
-            text that is shorter ends before.
+        logits (`torch.Tensor` of shape `(batch_size, latent_length * total_stride, vocab_size)`): Logits of each
+            token; a text that is shorter ends before.
     """
 
     logits: torch.Tensor | None = None
@@ -43,7 +43,7 @@ class ContinuousTextAutoencoderOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, scalar): `losses["reconstruction"] + weight * losses["kl"]`; only with `labels`.
-        logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Of each token of the input.
+        logits (`torch.Tensor` of shape `(batch_size, length, vocab_size)`): Logits of each token of the input.
         losses (`dict[str, torch.Tensor]`): `reconstruction`, in nats per token, and `kl`, in nats per latent and
             dimension.
         mean, logvar, latent_attention_mask: As in [`ContinuousEncoderOutput`].

@@ -80,7 +80,9 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, mask: torch.BoolTensor):
+        # (vectors, size), zeros for those that do not count
         rows = vectors.to(self.mean.dtype).masked_fill(~mask[..., None], 0.0).flatten(0, -2)
+        # (3, size): sums, squares, and the count, so that processes exchange a single tensor
         sums = torch.stack([rows.sum(dim=0), rows.square().sum(dim=0), mask.sum().to(rows.dtype).expand_as(self.mean)])
         total, squares, count = sum_over_processes(sums)
         mean = total / count.clamp(min=1)

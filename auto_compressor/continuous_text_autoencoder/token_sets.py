@@ -113,12 +113,12 @@ def filter_sequences(
 
     Args:
         sequences (`Iterable[list[int]]`): The tokens of texts; of longer ones, a random window counts.
-        counts (`dict[int, int]`): Of tokens, from [`token_statistics`].
+        counts (`dict[int, int]`): Counts of tokens, from [`token_statistics`].
         length (`int`, defaults to 512): Tokens of a window.
         low_fraction (`float`, defaults to 0.1): Share of the tokens, the rarest, which no window may hold; those with
             the same count as the last of them are left out as well.
         num_sequences (`int`, defaults to 5000): Windows after which to stop.
-        seed (`int`, defaults to 42): Of the windows.
+        seed (`int`, defaults to 42): Seed of the random windows.
 
     Returns:
         `Iterator[tuple[str, list[int]]]`: Of each text what became of it, `KEPT`, `TOO_SHORT`, `UNSEEN` or

@@ -20,7 +20,7 @@ class ContinuousTrainer(StatisticsMixin, Trainer):
     Trains a [`ContinuousTextAutoencoder`].
 
     Reports every loss by its name. Evaluation decodes the means of the latents, with the metrics of
-    [`~evaluation.continuous.continuous_metrics`].
+    [`~metrics.continuous_metrics`].
     """
 
     def __init__(self, *args, **kwargs):

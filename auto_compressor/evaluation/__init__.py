@@ -1,0 +1,1 @@
+"""Measurements that several families share: causality, exact recall, borders, and the harness of lm-eval."""

@@ -31,9 +31,9 @@ class TextBorders:
     A text, cut into patches.
 
     Args:
-        model_type (`str`): Of the model that did so.
+        model_type (`str`): Type of the model that set the borders.
         data (`bytes`): The text.
-        entropies (`list[float]`): Of what is expected behind every byte, in bits.
+        entropies (`list[float]`): Entropy of what is expected behind every byte, in bits.
         levels (`list[PatchLevel]`): Bytes first.
         bits_note (`str`): What `bits_per_byte` of the levels are.
     """

@@ -214,7 +214,7 @@ def borders_page(borders: TextBorders, title: str) -> str:
 
     Args:
         borders (`TextBorders`): The text and its patches, of a text that is not empty.
-        title (`str`): Of the page.
+        title (`str`): Title of the page.
 
     Returns:
         `str`: HTML, with all that it needs.

@@ -102,7 +102,7 @@ def check_causality(
     Args:
         model (`PreTrainedModel`): A causal language model, in evaluation mode.
         input_ids (`torch.LongTensor` of shape `(batch_size, length)`): Texts of one length, without padding.
-        seed (`int`, defaults to 0): Of the tokens that replace the later ones.
+        seed (`int`, defaults to 0): Seed of the tokens that replace the later ones.
         progress (`Callable`, *optional*): Wraps the range over the steps of every path, as `tqdm.tqdm` does.
 
     Raises:

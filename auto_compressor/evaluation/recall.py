@@ -147,7 +147,7 @@ def recall_dataset(
         tokenizer (`PreTrainedTokenizerBase`): Any. Facts, answers and filler are tokenised apart and joined.
         split (`str`): `"train"` or `"validation"`.
         num_rows (`int`): Examples.
-        seed (`int`, defaults to 0): Of the random draws.
+        seed (`int`, defaults to 0): Seed of the random draws.
         text (`str`, *optional*): Filler. Default: the bundled text of the split.
         answers_only (`bool`, defaults to `True`): Whether `labels` are the tokens of the answers only, or all tokens.
 

@@ -1,1 +1,1 @@
-"""What lies outside: models, files and folders, and how they are read and written."""
+"""What lies outside the program: how models, files and folders are read and written, whole or not at all."""

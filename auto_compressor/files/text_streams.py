@@ -2,13 +2,14 @@
 
 import glob
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 from datasets import IterableDataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
+
+from ..loading import first_line
 
 
 READER_OF_ENDING = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -16,7 +17,18 @@ READER_OF_ENDING = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "
 OPTIONS = {"text": {"keep_linebreaks": True}, "csv": {"keep_default_na": False}}
 
 
-def file_stream(path: Path) -> IterableDataset:
+@contextmanager
+def reading_rows(problem: str) -> Iterator[None]:
+    """Makes whatever the reader of a file of rows raises one `ValueError` of one line; an `OSError` stays one."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # damaged files make readers raise almost anything
+        raise ValueError(f"{problem}: {first_line(error.__cause__ or error)}") from error
+
+
+def file_stream(path: Path, problem: str) -> IterableDataset:
     """The rows of a file; an `OSError` or a `ValueError` for one that is missing, empty or of another kind."""
     if path.suffix.lower() not in READER_OF_ENDING:
         raise ValueError(f"`data` {str(path)!r} must end in one of {', '.join(READER_OF_ENDING)}.")
@@ -24,15 +36,17 @@ def file_stream(path: Path) -> IterableDataset:
         raise ValueError(f"`data` {str(path)!r} is empty.")
     reader = READER_OF_ENDING[path.suffix.lower()]
     files = glob.escape(str(path))
-    return load_dataset(reader, data_files=files, split="train", streaming=True, **OPTIONS.get(reader, {}))
+    with reading_rows(problem):
+        return load_dataset(reader, data_files=files, split="train", streaming=True, **OPTIONS.get(reader, {}))
 
 
-def open_stream(data: str, config_name: str | None, split: str) -> IterableDataset:
+def open_stream(data: str, config_name: str | None, split: str, problem: str) -> IterableDataset:
     path = Path(data)
     if path.is_file() or path.suffix.lower() in READER_OF_ENDING:
-        return file_stream(path)
+        return file_stream(path, problem)
     try:
-        return load_dataset(data, config_name, split=split, streaming=True)
+        with reading_rows(problem):
+            return load_dataset(data, config_name, split=split, streaming=True)
     except OSError as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OSError(f"`data` {data!r} cannot be loaded: {cause.rstrip('.')}. A local file needs no hub.") from error
@@ -45,19 +59,18 @@ def stream_rows(data: str, config_name: str | None = None, split: str = "train")
     Args:
         data (`str`): A txt file, of which every line is a row with the column `text`, a jsonl, json, csv or parquet
             file, a folder of such files, or a dataset of the hub.
-        config_name (`str`, *optional*), split (`str`, defaults to `"train"`): Of a folder or a dataset of the hub.
+        config_name (`str`, *optional*), split (`str`, defaults to `"train"`): What to read of a folder or a dataset of
+            the hub.
 
     Raises:
         OSError: if there is no such file, folder or dataset, or the hub is out of reach.
         ValueError: for an empty file, an unknown ending, another split, or a file that does not hold what its ending
             says.
     """
-    try:
-        yield from open_stream(data, config_name, split)
-    except (DatasetGenerationError, pyarrow.ArrowException, ValueError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("`data`"):
-            raise
-        raise ValueError(f"`data` {data!r} cannot be read: {error.__cause__ or error}") from error
+    problem = f"`data` {data!r} cannot be read"
+    stream = open_stream(data, config_name, split, problem)
+    with reading_rows(problem):
+        yield from stream
 
 
 def tokenize_rows(
@@ -82,4 +95,4 @@ def tokenize_rows(
         yield text, token_ids
 
 
-__all__ = ["READER_OF_ENDING", "stream_rows", "tokenize_rows"]
+__all__ = ["READER_OF_ENDING", "reading_rows", "stream_rows", "tokenize_rows"]

@@ -11,7 +11,7 @@ from .tensors import at_least_float32
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of the distribution of `(..., vocab_size)` logits."""
-    log_probs = at_least_float32(logits).log_softmax(dim=-1)
+    log_probs = at_least_float32(logits).log_softmax(dim=-1)  # (..., vocab)
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
@@ -21,18 +21,18 @@ def keep_codebook(
     """Makes the tokens of all codebooks but `which` impossible.
 
     Args:
-        logits (`torch.Tensor` of shape `(..., vocab_size)`): Of the tokens `codebook * codebook_size + code`; those
-            behind the codebooks count to the first one.
+        logits (`torch.Tensor` of shape `(..., vocab_size)`): Logits of the tokens `codebook * codebook_size + code`;
+            those behind the codebooks count to the first one.
         which (`torch.LongTensor` of shape `(...)`): The codebook that is due.
     """
-    codebooks = torch.arange(logits.shape[-1], device=logits.device) // codebook_size % num_codebooks
+    codebooks = torch.arange(logits.shape[-1], device=logits.device) // codebook_size % num_codebooks  # (vocab,)
     return logits.masked_fill(codebooks != which[..., None], torch.finfo(logits.dtype).min)
 
 
 def tokens_from_codes(codes: torch.LongTensor, codebook_size: int) -> torch.LongTensor:
     """Returns `(batch_size, patches * num_quantizers)` tokens for codes `(batch_size, patches, num_quantizers)`; where
     there is no code (-1), the first token."""
-    offsets = torch.arange(codes.shape[-1], device=codes.device) * codebook_size
+    offsets = torch.arange(codes.shape[-1], device=codes.device) * codebook_size  # (quantizers,)
     return (codes + offsets).masked_fill(codes < 0, 0).flatten(1)
 
 
@@ -43,7 +43,7 @@ def codes_from_tokens(tokens: torch.LongTensor, codebook_size: int, num_quantize
 
 def symbol_positions(positions: torch.LongTensor, symbols_per_unit: int) -> torch.LongTensor:
     """Places of symbols within segments, `(batch_size, units * symbols_per_unit)`, from those of units."""
-    within = torch.arange(symbols_per_unit, device=positions.device)
+    within = torch.arange(symbols_per_unit, device=positions.device)  # (symbols_per_unit,)
     return (positions[..., None] * symbols_per_unit + within).flatten(1)
 
 
@@ -55,7 +55,7 @@ def pack_segments(
 
     Args:
         symbols (`torch.LongTensor` of shape `(segments, max_units, size)`): What the units are; the first ones count.
-        lengths (`torch.LongTensor` of shape `(segments,)`): In units.
+        lengths (`torch.LongTensor` of shape `(segments,)`): Lengths of the segments, in units.
         mask (`torch.BoolTensor` of shape `(batch_size, patches)`): Which patches of which row the segments are, in
             turn.
 
@@ -63,13 +63,14 @@ def pack_segments(
         `tuple`: Units `(batch_size, units, size)`, 0 behind the last of a row, and their mask
         `(batch_size, units)`.
     """
-    present = torch.arange(symbols.shape[1], device=symbols.device) < lengths[:, None]
-    row_lengths = torch.zeros(mask.shape, dtype=lengths.dtype, device=lengths.device)
+    present = torch.arange(symbols.shape[1], device=symbols.device) < lengths[:, None]  # (segments, max_units)
+    row_lengths = torch.zeros(mask.shape, dtype=lengths.dtype, device=lengths.device)  # (batch, patches)
     row_lengths[mask] = lengths
-    row_lengths = row_lengths.sum(dim=1)
+    row_lengths = row_lengths.sum(dim=1)  # (batch,), in units
     longest = int(row_lengths.max()) if row_lengths.numel() else 0
-    unit_mask = torch.arange(longest, device=symbols.device) < row_lengths[:, None]
-    units = symbols.new_zeros(*unit_mask.shape, symbols.shape[2])
+    unit_mask = torch.arange(longest, device=symbols.device) < row_lengths[:, None]  # (batch, units)
+    units = symbols.new_zeros(*unit_mask.shape, symbols.shape[2])  # (batch, units, size)
+    # Both masks are read row by row: the units of a row are those of its segments in turn.
     units[unit_mask] = symbols[present]
     return units, unit_mask
 

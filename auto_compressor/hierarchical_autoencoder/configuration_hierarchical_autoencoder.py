@@ -22,10 +22,10 @@ class HierarchicalLevelConfig(LlamaConfig):
 
     Args:
         vocab_size (`int`, defaults to 256), symbols_per_unit (`int`, defaults to 1), input_dim (`int`, *optional*):
-            What is below: 256 bytes, or the codes of all codebooks, codes per segment, and their width.
-            [`HierarchicalAutoencoderConfig`] sets them.
+            What is below: the number of symbols (256 bytes, or the codes of all codebooks), how many of them a unit
+            has, and the width of their vectors. [`HierarchicalAutoencoderConfig`] sets all three.
         num_hidden_layers (`int`, defaults to 2): Layers of the compressor.
-        num_memory_layers (`int`, defaults to 1): Layers of the expander over the codes.
+        num_memory_layers (`int`, defaults to 1): Layers of the expander that read the codes, over a whole text.
         num_expander_layers (`int`, defaults to 2): Layers of the expander within a segment.
         window (`int`, defaults to 32): Symbols before each one that the compressor sees in a layer.
         memory_window (`int`, defaults to 16): Codes before each one that the expander sees in a layer.
@@ -33,17 +33,22 @@ class HierarchicalLevelConfig(LlamaConfig):
             by more than `border_threshold` (`"entropy_rise"`), is above it (`"entropy_threshold"`), has summed up to
             it since the last start (`"cumulative_entropy"`), or rises by more than what training found to give
             `target_ratio` (`"target_ratio"`).
-        border_threshold (`float`, defaults to 0.2): In nats.
-        target_ratio (`float`, defaults to 2.4): Symbols per segment that `"target_ratio"` aims at, 1 or more.
-        max_patch_length (`int`, defaults to 12): Most symbols of a segment.
+        border_threshold (`float`, defaults to 0.2): The threshold of `border_rule`, in nats.
+        target_ratio (`float`, defaults to 2.4): Units (bytes, or segments of the level below) per segment that the
+            rule `"target_ratio"` aims at, 1 or more.
+        max_patch_length (`int`, defaults to 12): Most units of a segment.
         num_queries (`int`, defaults to 1): Learned queries that pool a segment.
-        quantizer (`str`, defaults to `"ema_vq"`): `"ema_vq"`, `"residual_vq"` or `"fsq"`.
-        codebook_size (`int`, defaults to 1024): Codes of one codebook; with `"fsq"` it is the product of `fsq_levels`.
-        codebook_dim (`int`, defaults to 32): Width of the codes; with `"fsq"` it is the number of `fsq_levels`.
+        quantizer (`str`, defaults to `"ema_vq"`): How a vector becomes codes: by a codebook that follows the means of
+            its vectors (`"ema_vq"`), by several in turn (`"residual_vq"`), or by rounding (`"fsq"`).
+        codebook_size (`int`, defaults to 1024): Codes in a codebook; with `"fsq"` it is the product of `fsq_levels`.
+        codebook_dim (`int`, defaults to 32): Width of the vectors that codes stand for; with `"fsq"` it is the number
+            of `fsq_levels`.
         num_quantizers (`int`, defaults to 1): Codes per segment; more than one needs `"residual_vq"`.
-        fsq_levels (`list[int]`, defaults to `[8, 5, 5, 5]`): Levels of each dimension.
-        ema_decay (`float`, defaults to 0.95): Weight that running statistics keep at every batch; less at first.
-        dead_code_threshold (`float`, defaults to 0.1): A code used less than this share of the mean starts anew.
+        fsq_levels (`list[int]`, defaults to `[8, 5, 5, 5]`): With `"fsq"`: the values that each dimension can take.
+        ema_decay (`float`, defaults to 0.95): Share of the running statistics of a codebook that is kept at every
+            batch; less at first.
+        dead_code_threshold (`float`, defaults to 0.1): A code that is used less than this share of the mean use of
+            all codes starts anew.
     """
 
     model_type = "hierarchical_autoencoder_level"
@@ -116,7 +121,7 @@ class CodeSequenceConfig(LlamaConfig):
     on, and one token in front of and behind every text.
 
     Args:
-        codebook_size (`int`), num_quantizers (`int`): Those of the top level; `vocab_size` follows from them.
+        codebook_size (`int`), num_quantizers (`int`): As those of the top level; `vocab_size` follows from them.
     """
 
     model_type = "code_sequence_transformer"

@@ -18,7 +18,6 @@ from .trainer import HierarchicalTrainer
 # Arguments that are fields of the levels, with a value for each.
 LEVEL_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_expander_layers", "max_patch_length")
 LEVEL_FIELDS += ("window", "border_rule", "border_threshold", "target_ratio", "quantizer", "codebook_size")
-
 LEVEL_FIELDS += ("codebook_dim", "num_quantizers", "ema_decay", "dead_code_threshold")
 
 

@@ -39,8 +39,9 @@ class Likelihood:
     Log-likelihoods of texts in nats, 0 or less.
 
     Args:
-        codes (`torch.Tensor` of shape `(batch_size,)`): Of the top codes, and of the end of the text if it has one.
-        residual (`torch.Tensor` of shape `(batch_size,)`): Of all levels below, each given the codes above it.
+        codes (`torch.Tensor` of shape `(batch_size,)`): Nats of the top codes, and of the end of the text if it has
+            one.
+        residual (`torch.Tensor` of shape `(batch_size,)`): Nats of all levels below, each given the codes above it.
         num_bytes (`torch.LongTensor` of shape `(batch_size,)`): Bytes of each text, without special tokens.
     """
 
@@ -54,7 +55,7 @@ class Likelihood:
 
     @property
     def bits_per_byte(self) -> float:
-        """Of all texts together: bits, those of the ends too, by bytes. NaN if there are no bytes."""
+        """Bits per byte of all texts together, with the bits of their ends. NaN if there are no bytes."""
         num_bytes = int(self.num_bytes.sum())
         return -self.total.double().sum().item() / (math.log(2) * num_bytes) if num_bytes else math.nan
 
@@ -65,10 +66,10 @@ class UnitNats:
     Where the nats of texts lie, and which of them are those of the contexts.
 
     Args:
-        levels (`list[torch.Tensor]` of shape `(batch_size, units)`): Of every unit given the codes of its level, from
-            bytes upwards; 0 for padding.
-        codes (`torch.Tensor` of shape `(batch_size, symbols)`): Of the top codes, one codebook after the other, and of
-            the end.
+        levels (`list[torch.Tensor]` of shape `(batch_size, units)`): Nats of every unit given the codes of its level,
+            from bytes upwards; 0 for padding.
+        codes (`torch.Tensor` of shape `(batch_size, symbols)`): Nats of the top codes, one codebook after the other,
+            and of the end.
         contexts (`list[torch.LongTensor]` of shape `(batch_size,)`): How many of the units of every level, and last of
             the symbols of `codes`, are of the context.
         num_bytes (`torch.LongTensor` of shape `(batch_size,)`): Bytes of each row, those of the context too.

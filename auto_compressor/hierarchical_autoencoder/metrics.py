@@ -61,7 +61,7 @@ def reconstruction_statistics(
     Args:
         model (`HierarchicalAutoencoder`): In evaluation mode.
         input_ids, attention_mask (`torch.Tensor` of shape `(batch_size, length)`): Texts, as the model takes them.
-        generator (`torch.Generator`): Of the control, which decodes the codes of every text in another order.
+        generator (`torch.Generator`): Draws for the control, which decodes the codes of every text in another order.
 
     Returns:
         `tuple`: The counts `(batch_size, len(STATISTICS))`, and of every level the codes of the first codebook
@@ -109,7 +109,7 @@ def reconstruction_metrics(
     below given the codes (`residual`), and the sum of the last two, a lossless rate.
 
     Args:
-        config (`HierarchicalAutoencoderConfig`): Of the model.
+        config (`HierarchicalAutoencoderConfig`): The config of the model.
         statistics (`torch.Tensor` of shape `(texts, len(STATISTICS))`), codes (`list[torch.Tensor]`, one per level, of
             any shape): What [`reconstruction_statistics`] gave; codes below 0 are left out.
 

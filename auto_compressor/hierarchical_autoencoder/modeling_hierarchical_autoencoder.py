@@ -129,7 +129,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
         self.post_init()
 
     def next_symbol_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        logits = self.lm_head(self.norm(hidden_states))
+        logits = self.lm_head(self.norm(hidden_states))  # (batch, symbols, vocab)
         if self.symbols_per_unit == 1:
             return logits
         following = (torch.arange(logits.shape[1], device=logits.device) + 1) % self.symbols_per_unit
@@ -138,7 +138,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
     @torch.no_grad()
     def follow_target_ratio(self, entropies: torch.Tensor, mask: torch.BoolTensor):
         """Moves the threshold towards the rise that one of `target_ratio` units exceeds."""
-        rises = entropies.diff(dim=1).masked_fill(~mask[:, 1:], torch.nan)
+        rises = entropies.diff(dim=1).masked_fill(~mask[:, 1:], torch.nan)  # (batch, units - 1)
         found = rises.nanquantile(1 - 1 / self.config.target_ratio).nan_to_num(self.config.border_threshold)
         total, count = sum_over_processes(torch.stack([found, torch.ones_like(found)]))
         self.border_threshold.lerp_((total / count).to(self.border_threshold.dtype), 1 - STATISTICS_DECAY)
@@ -148,7 +148,7 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
         self, entropies: torch.Tensor, mask: torch.BoolTensor, context_lengths: torch.LongTensor | None = None
     ) -> torch.BoolTensor:
         """Where segments start: `(batch_size, units)`, from entropies up to each unit, and behind the context."""
-        borders = BORDER_RULES[self.config.border_rule](entropies, self.border_threshold)
+        borders = BORDER_RULES[self.config.border_rule](entropies, self.border_threshold)  # (batch, units)
         if context_lengths is not None:
             borders = borders | (torch.arange(mask.shape[1], device=mask.device) == context_lengths[:, None])
         if self.training and self.config.border_rule == "target_ratio":
@@ -172,28 +172,28 @@ class ByteSegmentCompressor(HierarchicalPreTrainedModel):
             context_lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Units after which a segment has
                 to start.
         """
-        symbol_mask = mask.repeat_interleave(self.symbols_per_unit, dim=1)
-        positions = torch.arange(symbols.shape[1], device=symbols.device)[None]
-        hidden_states = self.embed_symbols(symbols if vectors is None else vectors)
+        symbol_mask = mask.repeat_interleave(self.symbols_per_unit, dim=1)  # (batch, symbols)
+        positions = torch.arange(symbols.shape[1], device=symbols.device)[None]  # (1, symbols)
+        hidden_states = self.embed_symbols(symbols if vectors is None else vectors)  # (batch, symbols, hidden)
         hidden_states = self.encoder(hidden_states, symbol_mask.long(), positions)
-        logits = self.next_symbol_logits(hidden_states)
-        labels = symbols.masked_fill(~symbol_mask, -100)[:, 1:]
-        last_symbols = logits.detach()[:, self.symbols_per_unit - 1 :: self.symbols_per_unit]
-        entropies = entropy(last_symbols).masked_fill(~mask, 0.0)
+        logits = self.next_symbol_logits(hidden_states)  # (batch, symbols, vocab)
+        labels = symbols.masked_fill(~symbol_mask, -100)[:, 1:]  # (batch, symbols - 1)
+        last_symbols = logits.detach()[:, self.symbols_per_unit - 1 :: self.symbols_per_unit]  # (batch, units, vocab)
+        entropies = entropy(last_symbols).masked_fill(~mask, 0.0)  # (batch, units)
         borders = self.borders(entropies, mask, context_lengths)
-        patch_ids = patch_ids_from_borders(borders, mask)
+        patch_ids = patch_ids_from_borders(borders, mask)  # (batch, units)
         # The one number that is read back from the device: the shapes of the next level depend on it.
         num_patches = int(patch_ids.max()) + 1 if patch_ids.numel() else 0
-        patch_lengths = patch_lengths_from_ids(patch_ids, num_patches)
-        positions = positions_in_patch(borders)
+        patch_lengths = patch_lengths_from_ids(patch_ids, num_patches)  # (batch, patches)
+        positions = positions_in_patch(borders)  # (batch, units)
         pooled = self.pooler(
             hidden_states,
             patch_ids.repeat_interleave(self.symbols_per_unit, dim=1),
             symbol_positions(positions, self.symbols_per_unit),
             num_patches,
-        )
-        vectors = self.code_norm(self.code_proj(pooled), patch_lengths > 0)
-        found = self.quantizer(vectors, patch_lengths > 0)
+        )  # (batch, patches, hidden)
+        vectors = self.code_norm(self.code_proj(pooled), patch_lengths > 0)  # (batch, patches, codebook_dim)
+        found = self.quantizer(vectors, patch_lengths > 0)  # stages: (batch, patches, quantizers, codebook_dim)
         return SegmentCompressorOutput(
             stages=found.stages,
             codes=found.codes.masked_fill(patch_lengths[..., None] == 0, -1),
@@ -241,7 +241,7 @@ class CodeExpander(HierarchicalPreTrainedModel):
         return keep_codebook(logits, positions % self.symbols_per_unit, self.codebook_size, self.symbols_per_unit)
 
     def end_logits(self, hidden_states: torch.Tensor, symbols: torch.LongTensor) -> torch.Tensor:
-        """That the symbol, the last of a unit, ends its segment: `(...)`."""
+        """Logits that a symbol, the last one of a unit, ends its segment: `(...)` for `(..., hidden_size)` states."""
         return self.end_head(hidden_states + self.embed_symbols(symbols))[..., 0]
 
     def forward(
@@ -260,14 +260,16 @@ class CodeExpander(HierarchicalPreTrainedModel):
             patch_ids, positions (`torch.LongTensor` of shape `(batch_size, units)`): Segment of every unit (-1 for
                 padding), and its place there.
         """
-        memory = F.pad(self.read_codes(vectors, mask), (0, 0, 1, 0))  # what stands in front is for padding
-        patch_ids = patch_ids.repeat_interleave(self.symbols_per_unit, dim=1)
-        positions = symbol_positions(positions, self.symbols_per_unit)
+        memory = F.pad(self.read_codes(vectors, mask), (0, 0, 1, 0))  # (batch, 1 + patches, hidden)
+        patch_ids = patch_ids.repeat_interleave(self.symbols_per_unit, dim=1)  # (batch, symbols)
+        positions = symbol_positions(positions, self.symbols_per_unit)  # (batch, symbols)
+        # A segment begins without a symbol before it, so that all can be generated at once.
         previous = F.pad(symbols, (1, 0))[:, :-1].masked_fill(positions == 0, self.config.vocab_size)
-        own = memory.gather(1, (patch_ids + 1)[..., None].expand(-1, -1, memory.shape[-1]))
+        # Padding, whose segment is -1, reads the zeros in front.
+        own = memory.gather(1, (patch_ids + 1)[..., None].expand(-1, -1, memory.shape[-1]))  # (batch, symbols, hidden)
         hidden_states = self.decoder(
             self.embed_symbols(previous) + own * self.positions[positions], patch_ids, positions
-        )
+        )  # (batch, symbols, hidden)
         hidden_states = self.norm(hidden_states)
         last = slice(self.symbols_per_unit - 1, None, self.symbols_per_unit)
         return CodeExpanderOutput(
@@ -293,17 +295,18 @@ class CodeExpander(HierarchicalPreTrainedModel):
         previous = torch.full_like(rows, self.config.vocab_size)
         cache = DynamicCache()
         for step in range(self.max_symbols if len(rows) else 0):
-            inputs = self.embed_symbols(previous) + memory * self.positions[step]
+            inputs = self.embed_symbols(previous) + memory * self.positions[step]  # (segments going on, hidden)
             hidden_states = self.norm(self.decoder.step(inputs[:, None], cache, step))[:, 0]
             previous = self.symbol_logits(hidden_states, torch.full_like(previous, step)).argmax(dim=-1)
             symbols[rows, step] = previous
             if (step + 1) % self.symbols_per_unit:
                 continue
-            ends = self.end_logits(hidden_states, previous) > 0
+            ends = self.end_logits(hidden_states, previous) > 0  # (segments going on,)
             lengths[rows[ends]] = (step + 1) // self.symbols_per_unit
             going_on = (~ends).nonzero()[:, 0]
             if not len(going_on):
                 break
+            # Rows and cache of the segments that have ended are dropped.
             rows, previous, memory = rows[going_on], previous[going_on], memory[going_on]
             cache.batch_select_indices(going_on)
         return symbols, lengths
@@ -334,7 +337,7 @@ class CodeSequenceTransformer(TakesCacheMixin, LlamaForCausalLM):
             `tuple`: `input_ids` and `labels`, each `(batch_size, patches * num_quantizers + 2)`.
         """
         token = self.config.eos_token_id
-        present = F.pad((codes >= 0).flatten(1), (1, 1))
+        present = F.pad((codes >= 0).flatten(1), (1, 1))  # (batch, 1 + patches * quantizers + 1)
         tokens = F.pad(tokens_from_codes(codes, self.config.codebook_size), (1, 1)).masked_fill(~present, token)
         index = torch.arange(tokens.shape[1], device=tokens.device)
         behind = index == present.sum(dim=1, keepdim=True) + 1
@@ -351,11 +354,12 @@ class CodeSequenceTransformer(TakesCacheMixin, LlamaForCausalLM):
             generate_kwargs: Those of [`~GenerationMixin.generate`].
         """
         size, depth, end = self.config.codebook_size, self.config.num_quantizers, self.config.eos_token_id
-        prompt = F.pad(tokens_from_codes(codes.transpose(1, 2), size), (1, 0), value=end)
+        prompt = F.pad(tokens_from_codes(codes.transpose(1, 2), size), (1, 0), value=end)  # (batch, 1 + codes)
         mask = torch.ones_like(prompt)
         tokens = self.generate(prompt, attention_mask=mask, max_new_tokens=max_new_codes * depth, **generate_kwargs)
-        tokens = tokens[:, prompt.shape[1] :]
-        tokens = F.pad(tokens, (0, -tokens.shape[1] % depth), value=end)
+        tokens = tokens[:, prompt.shape[1] :]  # (batch, new tokens)
+        tokens = F.pad(tokens, (0, -tokens.shape[1] % depth), value=end)  # (batch, new codes * quantizers)
+        # The end is due only where a code begins: what stands behind it is no code.
         ended = (tokens == end).unflatten(1, (-1, depth))[..., :1].cummax(dim=1).values
         return codes_from_tokens(tokens, size, depth).masked_fill(ended, -1).transpose(1, 2)
 
@@ -396,7 +400,7 @@ class CodeSequenceTransformer(TakesCacheMixin, LlamaForCausalLM):
 
 def bytes_per_code(compressed: list[SegmentCompressorOutput]) -> torch.LongTensor:
     """Bytes of every top code, `(batch_size, patches)`, 0 behind the last of a row."""
-    lengths = compressed[0].patch_lengths
+    lengths = compressed[0].patch_lengths  # (batch, patches of level 0), in bytes
     for level in compressed[1:]:
         sums = lengths.new_zeros(lengths.shape[0], level.codes.shape[1] + 1)  # the last column takes the padding, -1
         lengths = sums.scatter_add(1, level.patch_ids % sums.shape[1], lengths)[:, :-1]
@@ -459,7 +463,8 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         mask = (input_ids >= 0) & (input_ids < NUM_BYTES)
         if attention_mask is not None:
             mask = mask & attention_mask.bool()
-        order = mask.long().argsort(dim=1, descending=True, stable=True)
+        # Stable: the bytes keep their order.
+        order = mask.long().argsort(dim=1, descending=True, stable=True)  # (batch, length)
         return input_ids.gather(1, order).clamp(0, NUM_BYTES - 1), mask.gather(1, order), order
 
     def compress(
@@ -476,10 +481,11 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             outputs.append(compressor(symbols, mask, vectors, context_lengths))
             if context_lengths is not None:
                 context_lengths = patches_before(outputs[-1].patch_lengths, context_lengths)
+            # (batch, patches * quantizers): the symbols of the next level
             symbols = tokens_from_codes(outputs[-1].codes, compressor.config.codebook_size)
-            mask = outputs[-1].patch_lengths > 0
+            mask = outputs[-1].patch_lengths > 0  # (batch, patches)
             # A level that reshaped the codes below it while they are being learned would keep them from settling.
-            vectors = outputs[-1].stages.flatten(1, 2).detach()
+            vectors = outputs[-1].stages.flatten(1, 2).detach()  # (batch, patches * quantizers, codebook_dim)
         return outputs
 
     def level_symbols(
@@ -509,7 +515,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         """Nats of the flag that ends segments, `(batch_size, units)`; 0 where a segment has to end."""
         patch_ids = compressed.patch_ids
         end_logits = at_least_float32(expanded.end_logits)
-        ends = (patch_ids != F.pad(patch_ids, (0, 1), value=-1)[:, 1:]).to(end_logits.dtype)
+        ends = (patch_ids != F.pad(patch_ids, (0, 1), value=-1)[:, 1:]).to(end_logits.dtype)  # (batch, units)
         nats = F.binary_cross_entropy_with_logits(end_logits, ends, reduction="none")
         longest = self.config.level_configs[level].max_patch_length - 1
         return nats.masked_fill((patch_ids < 0) | (compressed.positions == longest), 0.0)
@@ -521,15 +527,15 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         compressed: SegmentCompressorOutput,
         expanded: CodeExpanderOutput,
     ) -> torch.Tensor:
-        """Nats of every unit given the codes of its level, `(batch_size, units)`: its symbols, and the flag behind."""
+        """Nats of every unit given the codes of its level, `(batch_size, units)`: its symbols and the end flag."""
         shape = (compressed.patch_ids.shape[1], self.config.level_configs[level].symbols_per_unit)
-        symbol_nats = token_losses(expanded.logits, labels).unflatten(1, shape)
+        symbol_nats = token_losses(expanded.logits, labels).unflatten(1, shape)  # (batch, units, symbols_per_unit)
         return symbol_nats.sum(dim=-1) + self.end_nats(level, compressed, expanded)
 
     def code_nats(self, codes: torch.LongTensor, ends: torch.BoolTensor) -> tuple[torch.Tensor, torch.BoolTensor]:
         """Nats of every top code, and which of them count, each `(batch_size, patches * num_quantizers + 1)`."""
         tokens, labels = self.code_sequence.sequences(codes, ends)
-        labels = labels[:, 1:]
+        labels = labels[:, 1:]  # (batch, patches * quantizers + 1)
         return token_losses(self.code_sequence(tokens[:, :-1]).logits, labels), labels >= 0
 
     @can_return_tuple
@@ -560,6 +566,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             losses = self.losses(labels, compressed, expanded, self.text_ends(input_ids, attention_mask))
             loss = self.weighted_sum(losses)
         logits = expanded[0].logits
+        # (batch, length, 256): logits back in the columns of the input
         back = order.argsort(dim=1)[..., None].expand(-1, -1, logits.shape[-1])
         return HierarchicalAutoencoderOutput(
             loss=loss,
@@ -571,7 +578,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         )
 
     def unit_order(self, compressed: list[SegmentCompressorOutput], field: str, order: torch.LongTensor) -> tuple:
-        """A field of every level, the one of the bytes in the columns of the input."""
+        """A field of the outputs of all levels; that of level 0 is brought back into the columns of the input."""
         first, *others = (getattr(output, field) for output in compressed)
         return (first.gather(1, order.argsort(dim=1)), *others)
 
@@ -598,7 +605,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         return found
 
     def weighted_sum(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The reconstruction and next-symbol losses are means over levels."""
+        """The loss to train on, a scalar; reconstruction and next-symbol losses enter as means over levels."""
         config = self.config
         weights = {
             "reconstruction": 1 / config.num_levels,
@@ -647,21 +654,24 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             ValueError: for codes of another shape, or out of range.
         """
         self.check_codes(codes)
-        codes, mask = codes.transpose(1, 2), codes[:, 0] >= 0
-        top_codes = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)  # to which each unit belongs
+        codes, mask = codes.transpose(1, 2), codes[:, 0] >= 0  # (batch, patches, quantizers), (batch, patches)
+        top_codes = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)  # (batch, units), of each unit
         lengths = torch.zeros_like(top_codes)
         for level in reversed(range(self.config.num_levels)):
             expander = self.expanders[level]
             context = codes[:, :0] if context_codes is None else context_codes[level].transpose(1, 2)
+            # (batch, context + patches, quantizers); memory sees codes before each one, those of the context too
             start, all_codes = context.shape[1], torch.cat([context, codes], dim=1).clamp(min=0)
             vectors = self.compressors[level].quantizer.codes_to_stages(all_codes)[..., -1, :].to(self.dtype)
+            # (batch, patches, hidden)
             memory = expander.read_codes(vectors, F.pad(mask, (start, 0), value=True))[:, start:]
-            symbols, segment_lengths = expander.generate(memory[mask])
+            symbols, segment_lengths = expander.generate(memory[mask])  # (segments, max_symbols), (segments,)
+            # (segments, max_units, symbols_per_unit)
             units = codes_from_tokens(symbols, expander.codebook_size, expander.symbols_per_unit)
-            owners = top_codes[mask][:, None, None].expand(-1, units.shape[1], 1)
+            owners = top_codes[mask][:, None, None].expand(-1, units.shape[1], 1)  # (segments, max_units, 1)
             units, mask = pack_segments(torch.cat([units, owners], dim=-1), segment_lengths, mask)
-            codes, top_codes = units[..., :-1], units[..., -1]
-        sequences = codes[..., 0].masked_fill(~mask, self.config.pad_token_id)
+            codes, top_codes = units[..., :-1], units[..., -1]  # (batch, units, symbols_per_unit), (batch, units)
+        sequences = codes[..., 0].masked_fill(~mask, self.config.pad_token_id)  # (batch, length)
         return HierarchicalDecoderOutput(sequences=sequences, lengths=lengths.scatter_add(1, top_codes, mask.long()))
 
     def blocks(self, data: bytes) -> tuple[torch.LongTensor, torch.LongTensor]:
@@ -669,7 +679,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         values = torch.frombuffer(bytearray(data), dtype=torch.uint8).long() if data else torch.zeros(0).long()
         length = self.config.block_size * max(1, -(-len(data) // self.config.block_size))
         input_ids = F.pad(values, (0, length - len(data)), value=self.config.pad_token_id)
-        input_ids = input_ids.view(-1, self.config.block_size)
+        input_ids = input_ids.view(-1, self.config.block_size)  # (blocks, block_size)
         return input_ids.to(self.device), (input_ids < NUM_BYTES).long().to(self.device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the hierarchical byte autoencoder and its parts return."""
+"""What the hierarchical byte autoencoder and its parts return: dataclasses that give the shape of every tensor."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,12 @@ class SegmentCompressorOutput(ModelOutput):
         codes (`torch.LongTensor` of shape `(batch_size, patches, num_quantizers)`): -1 behind the last of a row.
         patch_ids (`torch.LongTensor` of shape `(batch_size, units)`): Segment of every unit, -1 for padding.
         positions (`torch.LongTensor` of shape `(batch_size, units)`): Place of every unit within its segment.
-        patch_lengths (`torch.LongTensor` of shape `(batch_size, patches)`): In units, 0 behind the last of a row.
-        entropies (`torch.Tensor` of shape `(batch_size, units)`): Of the next symbol, in nats; 0 for padding.
-        commitment_loss, lm_loss (`torch.Tensor`, scalars): Of the quantiser, and of the next symbol.
+        patch_lengths (`torch.LongTensor` of shape `(batch_size, patches)`): Lengths of the segments in units, 0 behind
+            the last of a row.
+        entropies (`torch.Tensor` of shape `(batch_size, units)`): Entropy of the next symbol after each unit, in nats;
+            0 for padding.
+        commitment_loss, lm_loss (`torch.Tensor`, scalars): The commitment loss of the quantiser, and the mean loss of
+            the next symbol, in nats.
     """
 
     stages: torch.Tensor | None = None
@@ -37,9 +40,9 @@ class CodeExpanderOutput(ModelOutput):
     Output of [`CodeExpander`].
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, symbols, vocab_size)`): Of each symbol, from the codes and the
-            earlier symbols of its segment.
-        end_logits (`torch.Tensor` of shape `(batch_size, units)`): That each unit is the last of its segment.
+        logits (`torch.Tensor` of shape `(batch_size, symbols, vocab_size)`): Logits of each symbol, from the codes and
+            the earlier symbols of its segment.
+        end_logits (`torch.Tensor` of shape `(batch_size, units)`): Logits that a unit is the last of its segment.
     """
 
     logits: torch.Tensor | None = None
@@ -59,7 +62,8 @@ class HierarchicalEncoderOutput(ModelOutput):
         patch_ids (`tuple(torch.LongTensor)` of shape `(batch_size, units)`): Segment of every byte, or of every code
             of the level below; -1 for padding.
         patch_lengths (`tuple(torch.LongTensor)` of shape `(batch_size, patches)`): Units of every segment.
-        entropies (`tuple(torch.Tensor)` of shape `(batch_size, units)`): In nats.
+        entropies (`tuple(torch.Tensor)` of shape `(batch_size, units)`): Entropy of the next symbol after each unit,
+            in nats.
     """
 
     codes: torch.LongTensor | None = None
@@ -91,8 +95,8 @@ class HierarchicalAutoencoderOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, scalar): Weighted sum of `losses`; only with `labels`.
-        logits (`torch.Tensor` of shape `(batch_size, length, 256)`): Of each byte, from the codes and the earlier
-            bytes of its segment.
+        logits (`torch.Tensor` of shape `(batch_size, length, 256)`): Logits of each byte, from the codes and the
+            earlier bytes of its segment.
         losses (`dict[str, torch.Tensor]`): `reconstruction`, `lm` and `commitment` of every level, `code`.
         codes, patch_ids, entropies: As in [`HierarchicalEncoderOutput`], codes of every level.
     """

@@ -13,7 +13,7 @@ def rising_borders(entropies: torch.Tensor, threshold: float | torch.Tensor) -> 
 
     Args:
         entropies (`torch.Tensor` of shape `(batch_size, length)`): Entropy of what comes next, in nats.
-        threshold (`float` or scalar tensor): In nats.
+        threshold (`float` or scalar tensor): Rise above which a border stands, in nats.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, length)`.
@@ -26,7 +26,12 @@ def rising_borders(entropies: torch.Tensor, threshold: float | torch.Tensor) -> 
 def threshold_borders(entropies: torch.Tensor, threshold: float | torch.Tensor) -> torch.BoolTensor:
     """Borders where the entropy is above `threshold` (BLT, arXiv 2412.09871, section 2.3).
 
-    Shapes as in `rising_borders`.
+    Args:
+        entropies (`torch.Tensor` of shape `(batch_size, length)`): Entropy of what comes next, in nats, or scores.
+        threshold (`float` or scalar tensor): In the unit of the scores.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, length)`.
     """
     borders = entropies > threshold
     borders[:, :1] = True
@@ -62,10 +67,15 @@ def continued_borders(
     begun: torch.BoolTensor | None = None,
 ) -> tuple[torch.BoolTensor, torch.Tensor]:
     """
-    [`cumulative_borders`] of rows that may go on from earlier positions.
+    Borders where the scores since the last border reach `threshold`, of rows that may go on from earlier positions.
+
+    What is above the threshold is dropped. The first position of all is a border, and its score counts for nothing.
 
     Args:
-        scores, threshold, lengths: As there.
+        scores (`torch.Tensor` of shape `(batch_size, length)`): Entropies in nats, or other scores of at least 0.
+        threshold (`float` or scalar tensor): In the unit of the scores.
+        lengths (`torch.LongTensor` of shape `(batch_size,)`, *optional*): Positions from here on are padding, which
+            has no borders.
         running_sum (`torch.Tensor` of shape `(batch_size,)`, *optional*): Float32 sums since the last borders, which
             an earlier call returned.
         begun (`torch.BoolTensor` of shape `(batch_size,)`, *optional*): Rows that have earlier positions, so that
@@ -77,10 +87,11 @@ def continued_borders(
     if scores.ndim != 2:
         raise ValueError(f"`scores` must have the shape (batch_size, length), got {tuple(scores.shape)}.")
     mask = torch.ones_like(scores, dtype=torch.bool) if lengths is None else length_mask(lengths, scores.shape[1])
-    first = mask[:, :1] if begun is None else mask[:, :1] & ~begun[:, None]
+    first = mask[:, :1] if begun is None else mask[:, :1] & ~begun[:, None]  # (batch, 1)
     scores = scores.float().masked_fill(~mask, 0.0)
+    # The first position of all is a border anyway.
     scores[:, :1].masked_fill_(first, 0.0)
-    running_sum = scores.new_zeros(scores.shape[0]) if running_sum is None else running_sum
+    running_sum = scores.new_zeros(scores.shape[0]) if running_sum is None else running_sum  # (batch,)
     borders, running_sum = scan_borders(scores, threshold, running_sum)
     borders &= mask
     borders[:, :1] |= first
@@ -93,7 +104,8 @@ def scan_borders(
     """The loop of [`continued_borders`] over positions, of all rows at once, in which every score counts."""
     threshold = torch.as_tensor(threshold, dtype=torch.float32, device=scores.device)
     running_sum = running_sum.clone()
-    borders = torch.empty(scores.shape[::-1], dtype=torch.bool, device=scores.device)
+    # Positions come first, so that each step writes to contiguous memory.
+    borders = torch.empty(scores.shape[::-1], dtype=torch.bool, device=scores.device)  # (length, batch)
     for score, border in zip(scores.unbind(dim=1), borders.unbind(dim=0), strict=True):
         torch.ge(running_sum.add_(score), threshold, out=border)
         running_sum.masked_fill_(border, 0.0)
@@ -125,12 +137,12 @@ def positions_in_patch(border_mask: torch.BoolTensor) -> torch.LongTensor:
 
 def patch_ids_from_borders(border_mask: torch.BoolTensor, mask: torch.BoolTensor) -> torch.LongTensor:
     """The number of the patch of every position, from 0 on in every row; -1 where `mask` is False."""
-    return (border_mask.long().cumsum(dim=1) - 1).masked_fill(~mask, -1)
+    return (border_mask.long().cumsum(dim=1) - 1).masked_fill(~mask, -1)  # (batch, length)
 
 
 def patch_lengths_from_ids(patch_ids: torch.LongTensor, num_patches: int) -> torch.LongTensor:
     """Positions of every patch, 0 behind the last patch of a row: `(batch_size, num_patches)`."""
-    lengths = patch_ids.new_zeros(patch_ids.shape[0], num_patches + 1)
+    lengths = patch_ids.new_zeros(patch_ids.shape[0], num_patches + 1)  # (batch, num_patches + 1)
     # Padding (-1) is counted in a column of its own.
     lengths.scatter_add_(1, patch_ids % (num_patches + 1), torch.ones_like(patch_ids))
     return lengths[:, :-1]
@@ -143,7 +155,7 @@ def patches_before(patch_lengths: torch.LongTensor, positions: torch.LongTensor)
         patch_lengths (`torch.LongTensor` of shape `(batch_size, num_patches)`): 0 behind the last patch of a row.
         positions (`torch.LongTensor` of shape `(batch_size,)`): How many positions count as the first ones.
     """
-    within = patch_lengths.cumsum(dim=1) <= positions[:, None]
+    within = patch_lengths.cumsum(dim=1) <= positions[:, None]  # (batch, num_patches)
     return (within & (patch_lengths > 0)).sum(dim=1)
 
 

@@ -26,17 +26,18 @@ def sliding_window_mask(group_ids: torch.LongTensor, window: int, dtype: torch.d
         group_ids (`torch.LongTensor` of shape `(batch_size, length)`): Groups that do not see each other; padding is
             a group of its own.
         window (`int`): Positions before each one that it sees.
-        dtype (`torch.dtype`): Of the mask, which is added to attention scores.
+        dtype (`torch.dtype`): dtype of the mask, which is added to attention scores.
 
     Returns:
         `torch.Tensor` of shape `(batch_size * blocks, 1, block, 2 * block)`; a block has `max(window, 1)` positions.
     """
     block = max(window, 1)
     queries = torch.arange(block, device=group_ids.device)[:, None]
-    distance = block + queries - torch.arange(2 * block, device=group_ids.device)
+    distance = block + queries - torch.arange(2 * block, device=group_ids.device)  # (block, 2 * block)
     near = (distance >= 0) & (distance <= window)
     queries, keys = fold_blocks(group_ids[..., None] + 1, block)  # what fills the blocks is group 0
-    visible = near & (queries == keys.transpose(1, 2))
+    # queries: (batch * blocks, block, 1), keys: (batch * blocks, 2 * block, 1)
+    visible = near & (queries == keys.transpose(1, 2))  # (batch * blocks, block, 2 * block)
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
 
 
@@ -47,9 +48,9 @@ def fold_blocks(tensor: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.T
     """
     length, size = tensor.shape[-2:]
     missing = -length % block
-    padded = F.pad(tensor, (0, 0, block, missing))
+    padded = F.pad(tensor, (0, 0, block, missing))  # (batch, ..., block + length + missing, size)
     blocks = padded.unflatten(-2, (-1, block)).movedim(-3, 1)  # (batch, 1 + blocks, ..., block, size)
-    pairs = torch.cat([blocks[:, :-1], blocks[:, 1:]], dim=-2)
+    pairs = torch.cat([blocks[:, :-1], blocks[:, 1:]], dim=-2)  # (batch, blocks, ..., 2 * block, size)
     return blocks[:, 1:].flatten(0, 1), pairs.flatten(0, 1)
 
 
@@ -80,11 +81,12 @@ class SlidingWindowAttention(LlamaAttention):
         batch_size, length, _ = hidden_states.shape
         states = (proj(hidden_states) for proj in (self.q_proj, self.k_proj, self.v_proj))
         query, key, value = (state.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for state in states)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)  # (batch, heads of each, length, head_dim)
         if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+            key, value = cache.update(key, value, self.layer_idx)  # (batch, kv_heads, seen + 1, head_dim)
         else:
             block = attention_mask.shape[-2]
+            # query: (batch * blocks, heads, block, head_dim); key, value: 2 * block in place of block
             query, (_, key), (_, value) = (
                 fold_blocks(query, block)[0],
                 fold_blocks(key, block),
@@ -116,8 +118,8 @@ class RotaryEmbedding(LlamaRotaryEmbedding):
         """Cosine and sine in the dtype of `x`, each `(batch_size, length, head_dim)`."""
         if x.dtype != torch.float64:
             return super().forward(x, position_ids)
-        angles = position_ids[..., None] * self.inv_freq.to(x)
-        angles = torch.cat([angles, angles], dim=-1)
+        angles = position_ids[..., None] * self.inv_freq.to(x)  # (batch, length, head_dim / 2)
+        angles = torch.cat([angles, angles], dim=-1)  # (batch, length, head_dim)
         return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
 
 
@@ -158,7 +160,7 @@ class SlidingWindowTransformer(nn.Module):
 
     def step(self, hidden_states: torch.Tensor, cache: Cache, position: int) -> torch.Tensor:
         """One position `(batch_size, 1, hidden_size)` behind those of the cache, which sees all of them."""
-        position_ids = torch.full((1, 1), position, device=hidden_states.device)
+        position_ids = torch.full((1, 1), position, device=hidden_states.device)  # (1, 1)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **as_cache(cache), position_embeddings=position_embeddings)
@@ -207,14 +209,17 @@ class LearnedQueryAttention(nn.Module):
         """
         batch_size = hidden_states.shape[0]
         hidden_states = self.norm(hidden_states) * self.positions[positions]
+        # (batch, length, heads, head_dim)
         key, value = (proj(hidden_states).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        # (batch, length, queries, heads)
         scores = torch.einsum("blhd,qhd->blqh", key, self.queries) * self.head_dim**-0.5
         # One more segment per row takes the padding.
         rows = torch.arange(batch_size, device=patch_ids.device)[:, None] * (num_patches + 1)
-        index = (rows + patch_ids % (num_patches + 1)).flatten()
+        index = (rows + patch_ids % (num_patches + 1)).flatten()  # (batch * length,)
         size = batch_size * (num_patches + 1)
         weights = segment_softmax(scores.flatten(0, 1), index, size)  # (batch * length, queries, heads)
         found = weights[..., None] * value.flatten(0, 1)[:, None]  # (batch * length, queries, heads, head_dim)
+        # (batch * (patches + 1), queries, heads, head_dim)
         pooled = found.new_zeros(size, *found.shape[1:]).index_add(0, index, found)
         return self.o_proj(pooled.flatten(1)).view(batch_size, num_patches + 1, -1)[:, :-1]
 
@@ -224,13 +229,14 @@ def segment_softmax(scores: torch.Tensor, index: torch.LongTensor, size: int) ->
     dtype = scores.dtype
     scores = scores.to(torch.promote_types(dtype, torch.float32))
     flat = index.view(-1, *[1] * (scores.ndim - 1)).expand_as(scores)
+    # The highest of each segment, for a softmax that cannot overflow; it has no gradient.
     highest = (
         scores.detach()
         .new_full((size, *scores.shape[1:]), -torch.inf)
         .scatter_reduce(0, flat, scores.detach(), "amax")
-    )
-    exps = (scores - highest[index]).exp()
-    sums = exps.new_zeros(size, *scores.shape[1:]).index_add(0, index, exps)
+    )  # (size, ...)
+    exps = (scores - highest[index]).exp()  # (length, ...)
+    sums = exps.new_zeros(size, *scores.shape[1:]).index_add(0, index, exps)  # (size, ...)
     return (exps / sums[index]).to(dtype)
 
 

@@ -15,6 +15,7 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 def token_losses(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
     """Cross entropy in nats per label, `(...)`, 0 where the label is -100."""
+    # (labels,), of all rows one after the other
     flat = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.flatten(), reduction="none")
     return flat.view(labels.shape)
 
@@ -73,7 +74,9 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, vectors: torch.Tensor, mask: torch.BoolTensor):
+        # (vectors, size), zeros for those that do not count
         rows = vectors.to(self.mean.dtype).masked_fill(~mask[..., None], 0.0).flatten(0, -2)
+        # (3, size): sums, squares, and the count, so that processes exchange a single tensor
         sums = torch.stack([rows.sum(dim=0), rows.square().sum(dim=0), mask.sum().to(rows.dtype).expand_as(self.mean)])
         total, squares, count = sum_over_processes(sums)
         mean = total / count.clamp(min=1)

@@ -23,7 +23,7 @@ class HierarchicalTrainer(StatisticsMixin, Trainer):
     Trains a [`HierarchicalAutoencoder`].
 
     Reports every loss by its name. Evaluation decodes from the codes alone, with the metrics of
-    [`~evaluation.reconstruction.reconstruction_metrics`], and appends what became of the first `num_samples` texts to
+    [`~metrics.reconstruction_metrics`], and appends what became of the first `num_samples` texts to
     `reconstructions.jsonl` in the output folder.
     """
 

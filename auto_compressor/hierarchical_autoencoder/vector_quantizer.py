@@ -46,7 +46,7 @@ def all_processes(tensor: torch.Tensor) -> torch.Tensor:
     padded = F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, int(longest) - tensor.shape[0]))
     gathered = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, padded.contiguous())
-    return torch.cat(gathered)
+    return torch.cat(gathered)  # (processes * longest, ...)
 
 
 def draw_rows(rows: torch.Tensor, weights: torch.Tensor, chosen: torch.BoolTensor) -> torch.Tensor:
@@ -62,9 +62,9 @@ def draw_rows(rows: torch.Tensor, weights: torch.Tensor, chosen: torch.BoolTenso
     Returns:
         `torch.Tensor` of shape `(size, dim)`.
     """
-    sums = weights.double().cumsum(dim=0)
+    sums = weights.double().cumsum(dim=0)  # (num_rows,)
     step = sums[-1] / chosen.sum().clamp(min=1)
-    places = (chosen.cumsum(dim=0) - 0.5) * step
+    places = (chosen.cumsum(dim=0) - 0.5) * step  # (size,), in the middle of each step
     return rows[torch.searchsorted(sums, places).clamp(0, len(rows) - 1)]
 
 
@@ -110,14 +110,14 @@ class VectorQuantizer(nn.Module):
         A fresh codebook is spread over the batch. Later, vectors are taken in proportion to their squared distance
         from the codebook, as k-means++ seeds (Arthur and Vassilvitskii, 2007): what has a code gets no second name.
         """
-        rows, valid = all_processes(vectors), all_processes(mask)
+        rows, valid = all_processes(vectors), all_processes(mask)  # (vectors, codebook_dim), (vectors,)
         if not len(rows):
             return
-        dead = self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()
+        dead = self.cluster_size <= self.dead_code_threshold * self.cluster_size.mean()  # (codebook_size,)
         dead &= valid.any()
-        distances = (rows - F.embedding(self.nearest(rows), self.codebook)).square().sum(dim=-1)
+        distances = (rows - F.embedding(self.nearest(rows), self.codebook)).square().sum(dim=-1)  # (vectors,)
         weights = torch.where(self.cluster_size.any(), distances + torch.finfo(distances.dtype).tiny, 1.0)
-        drawn = draw_rows(rows, weights.masked_fill(~valid, 0.0), dead)
+        drawn = draw_rows(rows, weights.masked_fill(~valid, 0.0), dead)  # (codebook_size, codebook_dim)
         self.codebook.copy_(torch.where(dead[:, None], drawn, self.codebook))
         self.cluster_size.copy_(torch.where(dead, valid.sum() / self.codebook_size, self.cluster_size))
 
@@ -125,12 +125,13 @@ class VectorQuantizer(nn.Module):
     def update(self, vectors: torch.Tensor, mask: torch.BoolTensor, codes: torch.LongTensor):
         """Moves the statistics towards those of the batch; a code without vectors stays where it is."""
         weights = mask.to(vectors.dtype)
+        # (codebook_size, codebook_dim + 1): for each code the sum of its vectors, and their number
         batch = torch.zeros(self.codebook_size, vectors.shape[1] + 1, dtype=vectors.dtype, device=vectors.device)
         batch.index_add_(0, codes, torch.cat([vectors, torch.ones_like(weights)[:, None]], dim=1) * weights[:, None])
         batch = sum_over_processes(batch)
         decay = warmed_up(self.ema_decay, self.num_batches)
         kept, new = decay * self.cluster_size, (1 - decay) * batch
-        sums = kept[:, None] * self.codebook + new[:, :-1]
+        sums = kept[:, None] * self.codebook + new[:, :-1]  # (codebook_size, codebook_dim)
         self.cluster_size.copy_(kept + new[:, -1])
         self.codebook.copy_(torch.where(new[:, -1:] > 0, sums / self.cluster_size[:, None], self.codebook))
         self.num_batches.add_(batch[:, -1].any())
@@ -141,15 +142,16 @@ class VectorQuantizer(nn.Module):
             vectors (`torch.Tensor` of shape `(..., codebook_dim)`): What is quantised.
             mask (`torch.BoolTensor` of shape `(...,)`): False where there is no vector: it counts for nothing.
         """
+        # (vectors, codebook_dim), (vectors,)
         rows, valid = vectors.detach().flatten(0, -2).to(self.codebook.dtype), mask.flatten()
         if self.training:
             self.reset_dead_codes(rows, valid)
-        codes = self.nearest(rows)
+        codes = self.nearest(rows)  # (vectors,)
         quantized = F.embedding(codes, self.codebook).view_as(vectors).to(vectors.dtype)
         if self.training:
             self.update(rows, valid, codes)
         loss = masked_mean((vectors - quantized).square().mean(dim=-1), mask, over_processes=self.training)
-        stages = straight_through(vectors, quantized)[..., None, :]
+        stages = straight_through(vectors, quantized)[..., None, :]  # (..., 1, codebook_dim)
         return QuantizerOutput(stages=stages, codes=codes.view(*mask.shape, 1), commitment_loss=loss)
 
 
@@ -168,7 +170,7 @@ class ResidualVectorQuantizer(nn.Module):
             quantizer.codes_to_stages(code[..., None])
             for quantizer, code in zip(self.quantizers, codes.unbind(dim=-1), strict=True)
         ]
-        return torch.cat(parts, dim=-2).cumsum(dim=-2)
+        return torch.cat(parts, dim=-2).cumsum(dim=-2)  # (..., num_quantizers, codebook_dim)
 
     def forward(self, vectors: torch.Tensor, mask: torch.BoolTensor) -> QuantizerOutput:
         """As [`VectorQuantizer.forward`]; the commitment loss is the mean over the codebooks."""
@@ -176,6 +178,7 @@ class ResidualVectorQuantizer(nn.Module):
         for quantizer in self.quantizers:
             outputs.append(quantizer(residual, mask))
             residual = residual - outputs[-1].stages[..., 0, :].detach()
+        # (..., num_quantizers, codebook_dim), each the sum of what the codebooks so far have found
         quantized = torch.cat([output.stages.detach() for output in outputs], dim=-2).cumsum(dim=-2)
         return QuantizerOutput(
             stages=straight_through(vectors[..., None, :], quantized),
@@ -207,6 +210,7 @@ class FiniteScalarQuantizer(nn.Module):
     def bound(self, vectors: torch.Tensor) -> torch.Tensor:
         """Bends each dimension into the range that rounds to its levels (equation in section 3, and appendix A)."""
         levels, _ = self.constants(vectors)
+        # A little more than the range: with 2 levels `atanh` would be infinite.
         half_range = (levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         return (vectors + (offset / half_range).atanh()).tanh() * half_range - offset
@@ -221,8 +225,8 @@ class FiniteScalarQuantizer(nn.Module):
         levels, weights = self.constants(vectors)
         bounded = self.bound(vectors.float())
         rounded = straight_through(bounded, bounded.round())
-        codes = ((rounded.detach().long() + levels // 2) * weights).sum(dim=-1)
-        stages = (rounded / (levels // 2)).to(vectors.dtype)[..., None, :]
+        codes = ((rounded.detach().long() + levels // 2) * weights).sum(dim=-1)  # (...,)
+        stages = (rounded / (levels // 2)).to(vectors.dtype)[..., None, :]  # (..., 1, codebook_dim), in [-1, 1]
         return QuantizerOutput(stages=stages, codes=codes[..., None], commitment_loss=vectors.new_zeros(()))
 
 

@@ -1,1 +1,1 @@
-"""Training: arguments, data, and the trainer of AutoCompressors."""
+"""What training is made of in every family: arguments, data, checkpoints, the optimizer and the report."""

@@ -20,7 +20,9 @@ class DataTrainingArguments:
     dataset_name: str | None = field(
         default=None, metadata={"help": "Dataset of the hub, or a folder that `datasets` reads."}
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of --dataset_name, where it has several."}
+    )
     train_file: list[str] = field(
         default_factory=list,
         metadata={
@@ -54,13 +56,20 @@ class DataTrainingArguments:
     streaming: bool = field(default=False, metadata={"help": "Read the training data as a stream; needs --max_steps."})
     validation_split_percentage: float = field(
         default=5.0,
-        metadata={"help": "Share of the training text held out, at its end, where there is no validation set."},
+        metadata={
+            "help": "Percentage of the training text that is held out, at its end, where there is no validation set."
+        },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first training sequences."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many training sequences, the first ones (default: all)."}
+    )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first sequences of each validation set."}
+        default=None,
+        metadata={"help": "Use only so many sequences of each validation set, the first ones (default: all)."},
     )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenise side by side (default: this one alone)."}
+    )
     overwrite_cache: bool = field(default=False, metadata={"help": "Tokenise again even if a cached result exists."})
 
 
@@ -74,9 +83,13 @@ class OptimArguments(HfTrainingArguments):
     )
     muon_scale: float = field(
         default=0.2,
-        metadata={"help": "Muon moves a matrix by lr x this x sqrt(max(rows, columns)); published: 1 (default: 0.2)."},
+        metadata={
+            "help": "Scale of the steps of Muon, lr x this x sqrt(max(rows, columns)); published: 1 (default: 0.2)."
+        },
     )
-    muon_heads: bool = field(default=False, metadata={"help": "Muon for heads too, as far as they are matrices."})
+    muon_heads: bool = field(
+        default=False, metadata={"help": "Use Muon for output heads too, as far as they are matrices."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,13 +1,16 @@
 """Going on from a checkpoint: the newest one that can be read, and only with the settings of its run."""
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
 from transformers import TrainingArguments as HfTrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -17,7 +20,8 @@ from ..files.whole_files import write_whole
 
 logger = logging.get_logger(__name__)
 
-SETTINGS_FILE = "run_settings.json"
+SETTINGS_FILE, STATE_FILE = "run_settings.json", "trainer_state.json"
+HALF_WRITTEN = re.compile(r"\.tmp[A-Za-z0-9]{6}")  # as safetensors calls a file until it is whole
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 # Arguments that change neither model nor data: where and how they are kept, and how text is prepared.
@@ -74,27 +78,53 @@ def write_settings(folder: Path, settings: dict[str, Any]):
     write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=2).encode())
 
 
+def remove_left_over(folder: Path):
+    """Removes what safetensors was writing in a folder and its checkpoints when the run was killed."""
+    for path in [*folder.glob(".tmp*"), *folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/.tmp*")]:
+        if HALF_WRITTEN.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
 def checkpoints(output_dir: str) -> list[Path]:
-    """Those whose state says the step of their name, newest first: the state is written last."""
+    """The checkpoints whose state says the step of their name, newest first: the state is written last."""
     found = [folder for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_finished(folder)]
     return sorted(found, key=step_of, reverse=True)
 
 
 def is_finished(folder: Path) -> bool:
     try:
-        return json.loads((folder / "trainer_state.json").read_text())["global_step"] == step_of(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        return (state_in(folder) or {}).get("global_step") == step_of(folder)
+    except ValueError:  # no number in the name
         return False
+
+
+def state_in(folder: Path) -> dict[str, Any] | None:
+    """The state of a trainer, which it writes last; `None` if it is missing or damaged."""
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    kinds = get_type_hints(TrainerState) | {"stateful_callbacks": dict | None}  # on disk, what they hold
+    is_state = isinstance(state, dict) and state.keys() <= kinds.keys()
+    return state if is_state and all(fits(state[name], kinds[name]) for name in state) else None
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON may be that of a field of this type; every number may be whole or not."""
+    kinds = [get_origin(part) or part for part in (get_args(kind) if isinstance(kind, UnionType) else [kind])]
+    return isinstance(value, (*kinds, int, float) if {int, float} & set(kinds) else tuple(kinds))
 
 
 def damage(folder: Path) -> str | None:
     """What is missing or cannot be read of a checkpoint, if anything is."""
     if not any((folder / name).is_file() for name in WEIGHTS):
         return "it has no weights"
+    if state_in(folder) is None:
+        return f"{STATE_FILE} is missing or damaged"
     sharded = any(folder.glob("global_step*")) or any(folder.glob("*fsdp*")) or any(folder.glob("optimizer_*"))
     for path in [] if sharded else needed_files(folder):
         if not path.is_file():
@@ -152,4 +182,11 @@ def find_checkpoint(training_args: HfTrainingArguments) -> str | None:
     return str(asked)
 
 
-__all__ = ["check_settings", "find_checkpoint", "last_whole_checkpoint", "settings_of", "write_settings"]
+__all__ = [
+    "check_settings",
+    "find_checkpoint",
+    "last_whole_checkpoint",
+    "remove_left_over",
+    "settings_of",
+    "write_settings",
+]

@@ -24,14 +24,13 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import generate_random_fingerprint
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
-from ..files.text_streams import READER_OF_ENDING
+from ..files.text_streams import READER_OF_ENDING, reading_rows
 from ..tokenization_bytes import ByteTokenizer
 from .arguments import DataTrainingArguments
 
@@ -110,10 +109,8 @@ def tokenize_batch(
 
 def first_row(dataset: AnyDataset, source: str) -> dict[str, Any]:
     """Returns the first row, whose keys are the columns (a stream knows them only then)."""
-    try:
+    with reading_rows(f"{source} cannot be read"):  # a stream meets malformed files only now
         row = next(iter(dataset), None)
-    except ValueError as error:  # a stream meets malformed files only now
-        raise ValueError(f"{source} cannot be read: {error}") from error
     if row is None:
         raise ValueError(f"{source} has no rows.")
     return row
@@ -239,12 +236,10 @@ def read_files(
     elif reader == "csv":
         options = {"keep_default_na": False}  # the word "null" is text
     data_files = {"train": [glob.escape(path) for path in paths]}
-    try:
+    with reading_rows(f"{argument} {paths} cannot be read as {reader}"):
         return load_dataset(
             reader, data_files=data_files, split="train", streaming=streaming, cache_dir=cache_dir, **options
         )
-    except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"{argument} {paths} cannot be read as {reader}: {error.__cause__ or error}") from error
 
 
 def read_named(argument: str, name: str, config_name: str | None, streaming: bool, cache_dir: str | None) -> dict:
@@ -333,8 +328,16 @@ def read_tokenized(
 
 
 def check_ids(rows: dict[str, list], source: str, vocab_size: int) -> dict[str, list]:
-    """Returns rows as they are. A `ValueError` for an id that a model with so many tokens has no embedding of."""
+    """
+    Returns rows as they are.
+
+    Raises:
+        ValueError: for what is no list of ids, or an id that a model with so many tokens has no embedding of.
+    """
     for column, least in (("input_ids", 0), ("labels", -100)):
+        for row in rows.get(column, ()):
+            if not isinstance(row, list) or not set(map(type, row)) <= {int}:
+                raise ValueError(f"{source} must have lists of token ids as its {column}, a row has {row!r:.80}.")
         ids = [index for row in rows.get(column, ()) for index in row]
         if ids and not least <= min(ids) <= max(ids) < vocab_size:
             wrong = max(ids) if max(ids) >= vocab_size else min(ids)
@@ -469,7 +472,7 @@ def load_datasets(
             1000 rows. A training set in memory is in the order of the text: the sampler of the trainer shuffles it.
         cut (`Callable`, defaults to `pack_blocks`): Makes blocks of documents, across their borders (`pack_blocks`) or
             within them (`cut_documents`).
-        vocab_size (`int`, *optional*): Of the model, which the ids of tokenised datasets must be below.
+        vocab_size (`int`, *optional*): Vocabulary of the model; the ids of tokenised datasets must be below it.
 
     Returns:
         `tuple`: The training set (`None` if there are only validation sets) and the validation sets by name. Rows hold

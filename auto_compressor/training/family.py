@@ -32,7 +32,7 @@ def vocabulary_of_the_model(model: PreTrainedModel, tokenizer: PreTrainedTokeniz
 
 
 def nothing_else(model: PreTrainedModel, arguments: RunArguments, block_size: int):
-    """Most models are ready as they are loaded."""
+    """Does nothing: most models are ready as they are loaded."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Family:
     What `train.py` must know of a family of models.
 
     Args:
-        trainer (`type[Trainer]`): Its trainer.
+        trainer (`type[Trainer]`): The trainer of the family.
         model_arguments (`type`): The group of arguments that says which model is trained.
         load (`Callable`): Arguments -> model and tokenizer.
         block_size (`Callable`): Model and arguments -> tokens of a row where `--block_size` is not given.

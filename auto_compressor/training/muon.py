@@ -36,13 +36,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
     runs in float32, as published, where `torch.optim.Muon` takes bfloat16.
 
     Args:
-        muon_params (`Iterable[nn.Parameter]`): Of two dimensions or more.
-        adamw_params (`Iterable[nn.Parameter]`): Of any shape.
-        lr (`float`), weight_decay (`float`): Of both; a step takes `lr * weight_decay` off every parameter.
+        muon_params (`Iterable[nn.Parameter]`): Parameters of two dimensions or more.
+        adamw_params (`Iterable[nn.Parameter]`): Parameters of any shape.
+        lr (`float`), weight_decay (`float`): For all parameters; a step takes `lr * weight_decay` off every parameter.
         muon_scale (`float`, defaults to 0.2): A matrix moves by `lr * muon_scale * sqrt(max(rows, columns))` along
             each singular vector; 0.2 is `adjust_lr_fn="match_rms_adamw"` of `torch.optim.Muon`.
-        momentum (`float`), nesterov (`bool`), ns_steps (`int`): Of Muon.
-        betas (`tuple[float, float]`), eps (`float`): Of AdamW.
+        momentum (`float`), nesterov (`bool`), ns_steps (`int`): Settings of Muon.
+        betas (`tuple[float, float]`), eps (`float`): Settings of AdamW.
 
     Raises:
         ValueError: for a vector among `muon_params`, or settings that AdamW does not take.

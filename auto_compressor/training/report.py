@@ -13,6 +13,7 @@ from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..files.loading import NEW_MODULES
 from ..files.whole_files import whole_file
 
 
@@ -25,7 +26,6 @@ EXPECTED = (
     "eoc_token_id must be",
     "missing keys in the checkpoint model loaded: ['lm_head.weight']",
 )
-NEW_MODULES = ("embed_summary", "stop_head")
 # Schedules that know no warm-up.
 UNWARMED = ("constant", "reduce_lr_on_plateau", "greedy")
 

@@ -3,6 +3,9 @@
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -989,3 +992,44 @@ def test_more_tokens_than_positions(segment_length, monkeypatch):
         else:
             with pytest.raises(ValueError, match="`input_ids` must fit the 128 positions of the base.* 129"):
                 tiny_compressor(base).compress(base, random_ids(1, 129), segment_length=segment_length)
+
+
+LOAD_WITHOUT_PACKAGE = """
+import sys
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+torch.set_num_threads(1)
+sys.modules["auto_compressor"] = None
+folder = sys.argv[1]
+compressor = AutoModel.from_pretrained(folder, trust_remote_code=True)
+base = AutoModelForCausalLM.from_pretrained(folder + "/base")
+assert type(compressor).__module__.startswith("transformers_modules."), type(compressor)
+saved = torch.load(folder + "/expected.pt", weights_only=True)
+with torch.no_grad():
+    assert torch.equal(compressor(base, saved["ids"], 48).loss, saved["loss"])
+with compressor.attach(base):
+    assert compressor.compress(base, saved["ids"]).num_slots == saved["num_slots"]
+"""
+
+
+def test_loads_without_the_package(tmp_path, monkeypatch):
+    """As from the hub: the code lies beside the weights, and nothing of this repository can be imported."""
+    for cls in (ActivationCompressor, ActivationCompressorConfig):
+        monkeypatch.setattr(cls, "_auto_class", cls.__dict__.get("_auto_class"))
+    ActivationCompressor.register_for_auto_class("AutoModel")
+    ActivationCompressorConfig.register_for_auto_class()
+    base, ids = tiny_base("llama"), random_ids(2, 64)
+    compressor = tiny_compressor(base).eval()
+    compressor.save_pretrained(tmp_path / "published")
+    base.save_pretrained(tmp_path / "published" / "base")
+    with torch.no_grad():
+        loss = compressor(base, ids, 48).loss
+    num_slots = compressor.compress(base, ids).num_slots
+    torch.save({"ids": ids, "loss": loss, "num_slots": num_slots}, tmp_path / "published" / "expected.pt")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "-c", LOAD_WITHOUT_PACKAGE, str(tmp_path / "published")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -142,12 +142,13 @@ def test_every_flag_has_an_effect(arguments, changed, bases):
     """On what a step of training gives: a loss, the gradient of a parameter, or a threshold."""
 
     def step(*arguments):
-        parser = HfArgumentParser(ActivationArguments)
-        (model_args,) = parser.parse_args_into_dataclasses(["--model_name", str(bases["llama"]), *SIZES, *arguments])
+        parser = HfArgumentParser((ActivationArguments, DataTrainingArguments))
+        given = ["--model_name", str(bases["llama"]), *SIZES, *arguments]
+        model_args, data_args = parser.parse_args_into_dataclasses(given)
         base = AutoModelForCausalLM.from_pretrained(bases["llama"])
         compressor = load_compressor(model_args, base)
         lengths = (model_args.continuation_length, model_args.segment_length)
-        ids = torch.randint(2048, (2, model_args.max_length), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(2048, (2, data_args.block_size), generator=torch.Generator().manual_seed(0))
         outputs = CompressorWithBase(compressor, base, *lengths).train()(ids)
         outputs.loss.backward()
         found = {name: parameter.grad for name, parameter in compressor.named_parameters()}
@@ -269,7 +270,7 @@ def test_a_compressor_of_another_base_is_refused(bases, main, train_llama, tmp_p
         ("--compression_layers 2", "`compression_layers` must name different layers from 0 to 1"),
         ("--num_slots 6", "`num_slots` must be more than"),
         ("--compression_ratio 30", "leaves 1 slots of 48"),
-        ("--continuation_length 64", "`continuation_length` must be 2 or more and below `max_length` = 64"),
+        ("--continuation_length 64", "`continuation_length` must be 2 or more and below `block_size` = 64"),
         ("--segment_length 0", "`segment_length` must be 1 or more"),
         ("--similarity_threshold 2", "`similarity_threshold` must be in"),
         ("--attn_implementation flex_attention", "`attn_implementation` 'eager' or 'sdpa'"),

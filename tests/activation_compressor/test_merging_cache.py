@@ -378,8 +378,8 @@ def test_nothing_stays_behind(name, attn_implementation):
     before = {module: dict(module.__dict__) for module in model.modules()}
     with pytest.raises(RuntimeError, match="inside"), merging_attention(model):
         with merging_attention(model):
-            assert len(hooks_of(model)) == 2
-        assert len(hooks_of(model)) == 2 and model.config._attn_implementation == f"merging_{attn_implementation}"
+            assert len(hooks_of(model)) == 3  # of two layers, and of the model for what is read
+        assert len(hooks_of(model)) == 3 and model.config._attn_implementation == f"merging_{attn_implementation}"
         raise RuntimeError("inside")
     assert model.config._attn_implementation == attn_implementation and not hooks_of(model)
     for module, attributes in before.items():

@@ -696,3 +696,26 @@ def test_summary_vectors_are_not_cropped(name):
     assert_close(model(text, cache=cache).logits, model(text, softprompt=softprompt).logits, **CLOSE)
     cache.reset()
     assert_close(model(text, cache=cache).logits, model(text).logits, **EXACT)
+
+
+@opt_and_llama
+@pytest.mark.parametrize("segment_lengths", [None, 4])
+def test_prompts_that_are_padded_on_the_right_are_refused(name, segment_lengths):
+    """The first new token would be drawn at the padding; a row of padding alone takes nothing from the others."""
+    model, ids = never_ending(generator(name, summary_length=2)), random_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    with pytest.raises(ValueError, match=r"rows \[1\] end with padding: pad on the left"):
+        model.generate(ids, attention_mask=mask, segment_lengths=segment_lengths, **GREEDY)
+    mask[1] = 0
+    found = model.generate(ids, attention_mask=mask, segment_lengths=segment_lengths, **GREEDY)
+    assert torch.equal(found[:1], model.generate(ids[:1], segment_lengths=segment_lengths, **GREEDY))
+
+
+@opt_and_llama
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_cache_of_other_rows_is_refused(name, rows):
+    model = generator(name)
+    cache = model(random_ids(2, 6), use_cache=True).cache
+    with pytest.raises(ValueError, match=f"`cache` must have the {rows} rows of the text, it has 2"):
+        model(random_ids(rows, 2), cache=cache)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import struct
+import threading
 
 import bitsandbytes
 import pytest
@@ -242,6 +243,19 @@ def test_what_cannot_be_loaded(model, saved, tmp_path):
             load_softprompt(path, model)
 
 
+def test_a_file_that_is_replaced_while_it_is_read(model, tmp_path):
+    path, width = tmp_path / "a.safetensors", model.config.hidden_size
+    softprompts = [torch.full((4, 64, width), value) for value in (1.0, 2.0)]
+    save_softprompt(path, softprompts[0], model, num_tokens=300)
+    writer = threading.Thread(
+        target=lambda: [save_softprompt(path, softprompts[turn % 2], model, num_tokens=300) for turn in range(100)]
+    )
+    writer.start()
+    while writer.is_alive():
+        assert len(load_softprompt(path).vectors.unique()) == 1
+    writer.join()
+
+
 def rewritten(path, changes=None, **tensors):
     """The file with other metadata, or without those that are `None`, and other tensors."""
     with safe_open(path, framework="pt") as file:
@@ -273,8 +287,9 @@ BAD_METADATA = {
     "no number": ({"num_tokens": "many"}, "its `num_tokens` must be a whole number"),
     "huge": ({"num_tokens": "9" * 5000}, "its `num_tokens` must be a whole number"),
     "none": ({"num_tokens": "0"}, "its `num_tokens` must be a whole number from 1"),
+    "no name": ({"model_name": None, "sha256": None}, "its `model_name` must be a text, got None"),
     "missing": ({"num_tokens": None}, "its `num_tokens` must be a whole number"),
-    "no name": ({"model_name": None, "fingerprint": None}, "its `fingerprint` must be a SHA-256"),
+    "no fingerprint": ({"fingerprint": None}, "its `fingerprint` must be a SHA-256"),
     "no type": ({"model_type": None}, "its `model_type` must be a text"),
     "fingerprint": ({"fingerprint": "abc"}, "its `fingerprint` must be a SHA-256"),
     "checksum": ({"sha256": "abc"}, "its `sha256` must be a SHA-256"),

@@ -576,3 +576,13 @@ def test_text_longer_than_the_positions():
         model.compress(random_ids(1, 40), segment_lengths=40)
     with pytest.raises(ValueError, match="max_position_embeddings"):
         model.generate(random_ids(1, 45), segment_lengths=[40, 5], **GREEDY)
+
+
+@opt_and_llama
+def test_segments_without_sum_are_counted_as_text(name):
+    """Where no `<sum>` stands at the end of a segment, nothing is taken off: a mask over all the text goes on."""
+    model, ids = variable_autocompressor(name).eval(), random_ids(2, 18)
+    outputs = model(ids, segment_lengths=[6, 12], use_cache=True)
+    assert outputs.cache.get_seq_length() == 18 and outputs.softprompt.shape[1] == 0
+    more = torch.ones(2, 20, dtype=torch.long)
+    assert model(random_ids(2, 2), attention_mask=more, cache=outputs.cache).logits.shape[1] == 2

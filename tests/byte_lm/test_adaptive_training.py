@@ -40,7 +40,7 @@ from auto_compressor import (
 )
 from auto_compressor.byte_lm import metrics as byte_lm
 from auto_compressor.byte_lm.carried_state import CarriedState, LaneSampler
-from auto_compressor.byte_lm.family import load_byte_lm
+from auto_compressor.byte_lm.family import WINDOW, load_byte_lm
 from auto_compressor.byte_lm.trainer import ByteLMTrainer
 from auto_compressor.families import training_family
 from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
@@ -413,7 +413,7 @@ def test_published_defaults():
     model_args, _, training_args = arguments
     config = load_byte_lm(AdaptiveByteConfig, model_args).config
     assert config.to_diff_dict() == AdaptiveByteConfig(architectures=config.architectures).to_diff_dict()
-    assert (model_args.sequence_length, training_args.per_device_train_batch_size) == (128, 8)
+    assert (WINDOW, training_args.per_device_train_batch_size) == (128, 8)
     assert (training_args.learning_rate, training_args.weight_decay) == (3e-4, 1e-2)
     assert (training_args.max_steps, training_args.lr_scheduler_type) == (10_000, "constant")
     assert model_args.threshold == config.border_error_threshold
@@ -556,7 +556,7 @@ def test_run_adaptive(tmp_path):
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(
         [argument for argument in command[1:] if argument not in ("--model_type", "adaptive_byte")]
     )
-    assert model_args == AdaptiveByteArguments(carry_state=True) and data_args == DataTrainingArguments()
+    assert model_args == AdaptiveByteArguments(carry_state=True) and data_args == DataTrainingArguments(block_size=128)
     assert (training_args.learning_rate, training_args.weight_decay, training_args.max_steps) == (3e-4, 1e-2, 10_000)
     settings |= {"DATA": "book.txt", "BATCH_SIZE": "64", "ENTROPY_FLOOR": "0.5", "THRESHOLD": "0.3"}
     done = run_command("bash", "run/train_adaptive.sh", **settings)

@@ -20,6 +20,7 @@ from auto_compressor.byte_lm import codec as byte_lm_codec
 from auto_compressor.byte_lm.codec import (
     FIELDS,
     MAGIC,
+    MAX_STREAMS_ASKED,
     NUM_COUNTS,
     VERSION,
     ByteLMHeader,
@@ -359,6 +360,17 @@ def test_a_header_that_does_not_fit(tiny, changes, message):
     body = body[PREFIX.unpack_from(blob)[2] :]
     with pytest.raises(ValueError, match=f"^a file (is damaged: )?{message}"):
         decompress_bytes(tiny, write_parts(MAGIC, VERSION, header.pack(), body), name="a file")
+
+
+def test_streams_without_bytes_take_no_memory(tiny, monkeypatch):
+    blob = compress_bytes(tiny, b"king", num_streams=MAX_STREAMS_ASKED)
+    rows, predict = [], byte_lm_codec.predictions
+    monkeypatch.setattr(
+        byte_lm_codec,
+        "predictions",
+        lambda model, streams, window: rows.append(len(streams)) or predict(model, streams, window),
+    )
+    assert decompress_bytes(tiny, blob) == b"king" and rows == [4]
 
 
 def test_any_order_in_memory_is_coded_the_same():

@@ -320,3 +320,12 @@ def test_hash_of_a_text(name):
     others = [ids.flip(1), torch.cat([ids[:, :-1], ids[:, -1:] ^ 1], dim=1), torch.nn.functional.pad(ids, (1, 0))]
     hashes = [cache_of_text(model, text).layers[0].states["text"] for text in (ids, *others)]
     assert len({int(number) for number in hashes}) == 4 and all(number.shape == (1,) for number in hashes)
+
+
+@every_model
+def test_prompts_that_are_padded_on_the_right_are_refused(name):
+    model, ids = tiny_model(name), random_ids(2, 9)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    with pytest.raises(ValueError, match=r"rows \[1\] end with padding: pad on the left"):
+        model.generate(ids, attention_mask=mask, max_new_tokens=2)

@@ -271,6 +271,7 @@ BAD_DATA = {
     "empty": ("empty.txt", "", "is empty"),
     "damaged": ("bad.jsonl", '{"text": 3', "cannot be read: JSON parse error"),
     "no parquet": ("bad.parquet", "text", "cannot be read"),
+    "no zip": ("zip.jsonl", b"PK\x03\x04" + bytes(50), "cannot be read: File is not a zip file"),
     "no text": (
         "other.jsonl",
         '{"body": "a"}\n',

@@ -43,15 +43,42 @@ PICTURES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--compressor", help="trained ActivationCompressor of this base: a folder or a hub name")
-    parser.add_argument("--text", default=str(BUNDLED_VALIDATION_TEXT), help="UTF-8 text (default: the held-out one)")
     parser.add_argument(
-        "--ratios", type=float, nargs="+", default=[2, 4, 8, 16], help="bytes of the full cache by those held"
+        "--compressor", help="trained ActivationCompressor of the base model, to compare too: a folder or a hub name"
     )
-    parser.add_argument("--context-length", type=int, default=1024, help="tokens that are compressed")
-    parser.add_argument("--continuation-length", type=int, default=128, help="tokens that are predicted after them")
-    parser.add_argument("--max-texts", type=int, default=4, help="use only the first windows of the text")
-    parser.add_argument("--segment-length", type=int, default=256, help="tokens between two recursive compressions")
+    parser.add_argument(
+        "--text",
+        default=str(BUNDLED_VALIDATION_TEXT),
+        help="UTF-8 text to compress and to continue (default: the bundled held-out one)",
+    )
+    parser.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=[2, 4, 8, 16],
+        help="compression ratios to compare, bytes of the full cache by those held (default: 2 4 8 16)",
+    )
+    parser.add_argument(
+        "--context-length", type=int, default=1024, help="tokens that are compressed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--continuation-length",
+        type=int,
+        default=128,
+        help="tokens that are predicted after the compressed ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-texts",
+        type=int,
+        default=4,
+        help="use only so many windows of the text, the first ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--segment-length",
+        type=int,
+        default=256,
+        help="tokens between two compressions, where they are recursive (default: %(default)s)",
+    )
     parser.add_argument(
         "--recall",
         type=int,

@@ -6,7 +6,7 @@ from ...cli.common import add_model_arguments, load_any_model, read_text, token_
 
 
 NAME = "generate"
-HELP = "continue a prompt, of an AutoCompressor with the summary vectors of a text before it"
+HELP = "continue a prompt; an AutoCompressor can read the summary vectors of a text before it"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -17,12 +17,28 @@ def add_arguments(parser: argparse.ArgumentParser):
         type=int,
         help="cut the prompt and compress all but its last segment (default: as an AutoCompressor was trained)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the most likely tokens of this mass")
-    parser.add_argument("--top-k", type=int, default=0, help="sample from so many most likely tokens; 0 is all")
-    parser.add_argument("--num-beams", type=int, default=1, help="above 1: search by beams, printed at the end")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="most tokens to generate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="temperature of sampling; 0 takes the likeliest token (default)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens that have this probability together (default: all)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="sample from so many of the likeliest tokens; 0 is all (default)"
+    )
+    parser.add_argument(
+        "--num-beams",
+        type=int,
+        default=1,
+        help="beams of beam search, whose text is printed at the end (default: 1, no beam search)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: %(default)s)")
     add_model_arguments(parser, "AutoCompressor or another causal language model")
 
 

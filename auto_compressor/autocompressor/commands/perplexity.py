@@ -17,12 +17,24 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--segment-lengths",
         type=int,
         nargs="+",
-        help="tokens per segment; the last one is predicted (default: four as the model was trained with)",
+        help="tokens of each segment; the last one is predicted (default: four as long as the model was trained with)",
     )
-    parser.add_argument("--text", default=str(BUNDLED_VALIDATION_TEXT), help="UTF-8 text (default: the held-out one)")
-    parser.add_argument("--full-context-model", help="model that reads the whole context (default: --model)")
-    parser.add_argument("--max-sequences", type=int, help="use only the first sequences of the text, 2 or more")
-    parser.add_argument("--batch-size", type=int, default=16, help="2 or more")
+    parser.add_argument(
+        "--text",
+        default=str(BUNDLED_VALIDATION_TEXT),
+        help="UTF-8 text to predict (default: the bundled held-out one)",
+    )
+    parser.add_argument(
+        "--full-context-model", help="model that reads the whole context, for comparison (default: --model)"
+    )
+    parser.add_argument(
+        "--max-sequences",
+        type=int,
+        help="use only so many sequences of the text, the first ones, 2 or more (default: all)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="sequences that are read at once, 2 or more (default: %(default)s)"
+    )
     parser.add_argument("-o", "--output", type=Path, help="also write the table as CSV")
     add_budget_argument(parser)
     add_model_arguments(parser)

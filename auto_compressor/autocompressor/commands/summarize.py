@@ -25,7 +25,7 @@ KIND = "AutoCompressors: UTF-8 text to a *.safetensors file of summary vectors"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    add_codec_arguments(parser, "UTF-8 text", "AutoCompressor")
+    add_codec_arguments(parser, "UTF-8 text to compress", "AutoCompressor")
     add_options(parser)
 
 
@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--segment-length",
         type=int,
-        help="tokens per segment (default: as the model was trained, else equal ones that fit it)",
+        help="tokens per segment (default: as the model was trained with, else equal segments that fit it)",
     )
     add_budget_argument(parser)
     add_dtype_argument(parser)
@@ -76,6 +76,8 @@ def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seco
 def run(args: argparse.Namespace):
     from ..softprompts import save_softprompt
 
+    if str(args.output) == "-":
+        raise ValueError("--output must be a file, summary vectors are not written to standard output.")
     check_output(args.output)
     if args.max_summary_length is not None and args.max_summary_length < 1:
         raise ValueError(f"--max-summary-length must be 1 or more, got {args.max_summary_length}.")

@@ -24,7 +24,8 @@ def add_options(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--num-streams",
         type=int,
-        help="parts that are read side by side: more are faster, fewer make a smaller file (default: one per 16 KiB)",
+        help="parts of the file that are coded side by side: more are faster, fewer make a smaller file (default: one"
+        " per 16 KiB)",
     )
     parser.add_argument(
         "--window",

@@ -20,16 +20,20 @@ HELP = "count the tokens that come back from the latents of a continuous text au
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_data_arguments(parser, BUNDLED_VALIDATION_TEXT, "held-out text")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the report, made if need be")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder to write the report to; made if it is not there"
+    )
     parser.add_argument(
         "--lengths",
         type=int,
         nargs="+",
         help="cut the data into sequences of so many tokens, for each length anew (default: a text is a sequence)",
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences at once")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="sequences that are reconstructed at once (default: %(default)s)"
+    )
     parser.add_argument("--model", required=True, help="ContinuousTextAutoencoder: a folder or a hub name")
-    parser.add_argument("--tokenizer", help="a folder or a hub name (default: the one beside the model)")
+    parser.add_argument("--tokenizer", help="tokenizer: a folder or a hub name (default: the one beside the model)")
     add_device_argument(parser)
 
 

@@ -13,9 +13,11 @@ HELP = "serve a web page that shows, case by case, how reconstructions differ fr
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("file", type=Path, help="error_cases.jsonl of `auto-compressor reconstruction-accuracy`")
-    parser.add_argument("--port", type=int, default=7860, help="(default: %(default)s)")
+    parser.add_argument("--port", type=int, default=7860, help="port to serve on (default: %(default)s)")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to serve on; others than the default show it to the network"
+        "--host",
+        default="127.0.0.1",
+        help="address to serve on (default: %(default)s); any other shows the page to the network",
     )
 
 

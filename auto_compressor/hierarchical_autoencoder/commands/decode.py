@@ -22,13 +22,15 @@ KIND = "hierarchical byte autoencoders"
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    add_codec_arguments(parser, "what `encode` wrote, with the same model", "HierarchicalAutoencoder")
+    add_codec_arguments(parser, "file that `encode` wrote with the same model", "HierarchicalAutoencoder")
     add_options(parser)
 
 
 def add_options(parser: argparse.ArgumentParser):
     """What `decompress` takes for these models beside file, output, model and device."""
-    parser.add_argument("--batch-size", type=int, default=32, help="blocks at once (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="blocks that are read at once (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace):

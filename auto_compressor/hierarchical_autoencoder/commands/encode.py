@@ -24,14 +24,18 @@ KIND = "hierarchical byte autoencoders: any file to codes, from which most of it
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    add_codec_arguments(parser, "any file", "HierarchicalAutoencoder")
+    add_codec_arguments(parser, "file to compress, of any kind", "HierarchicalAutoencoder")
     add_options(parser)
 
 
 def add_options(parser: argparse.ArgumentParser):
     """What `compress` takes for these models beside file, output, model and device."""
-    parser.add_argument("--lossless", action="store_true", help="also store what the codes get wrong")
-    parser.add_argument("--batch-size", type=int, default=32, help="blocks at once (default: %(default)s)")
+    parser.add_argument(
+        "--lossless", action="store_true", help="also store what the codes get wrong, so that all comes back"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="blocks that are read at once (default: %(default)s)"
+    )
 
 
 def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):

@@ -1,0 +1,84 @@
+"""`auto-compressor compress` and `decompress`: what the kind of the model says, and nothing of another kind."""
+
+import pytest
+import torch
+from modeling_testing import tiny_autocompressor
+from test_adaptive_byte import tiny_model as tiny_byte_lm
+from test_continuous_text_autoencoder import tiny_model as tiny_continuous
+from test_hierarchical_autoencoder import tiny_model as tiny_hierarchical
+from transformers import AutoTokenizer
+
+from auto_compressor.autocompressor.softprompts import load_softprompt
+from auto_compressor.cli.main import main
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+
+
+TEXT = "In the beginning there was a king in the land, and he was old.\n" * 4
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    torch.manual_seed(0)
+    made = {
+        "autocompressor": tiny_autocompressor("llama", vocab_size=len(tokenizer)),
+        "hierarchical": tiny_hierarchical("ema_vq"),
+        "byte_lm": tiny_byte_lm("gru"),
+        "continuous": tiny_continuous("chunk"),
+    }
+    for name, model in made.items():
+        model.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / "autocompressor")
+    return folder
+
+
+@pytest.fixture
+def run(models, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+
+    def run(command, file, output, model, *options):
+        return main(
+            [command, str(tmp_path / file), "-o", str(tmp_path / output), "--model", str(models / model), *options]
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("model, options", [("hierarchical", ["--lossless"]), ("byte_lm", ["--num-streams", "2"])])
+def test_files_come_back(model, options, run, tmp_path):
+    assert run("compress", "text.txt", "small", model, *options) == 0
+    assert run("decompress", "small", "back.txt", model) == 0
+    assert (tmp_path / "back.txt").read_text() == TEXT
+
+
+def test_compress_is_what_the_older_verbs_do(run, tmp_path):
+    assert (
+        run("compress", "text.txt", "new.ac", "hierarchical")
+        == run("encode", "text.txt", "old.ac", "hierarchical")
+        == 0
+    )
+    assert (tmp_path / "new.ac").read_bytes() == (tmp_path / "old.ac").read_bytes()
+    for command in ("compress", "summarize"):
+        assert run(command, "text.txt", command, "autocompressor", "--segment-length", "20") == 0
+    new, old = (load_softprompt(tmp_path / command).vectors for command in ("compress", "summarize"))
+    assert torch.equal(new, old) and new.shape[1] > 0
+
+
+@pytest.mark.parametrize(
+    "command, model, options, message",
+    [
+        ("compress", "byte_lm", ["--lossless"], "--lossless must not be given: it is for hierarchical"),
+        (
+            "compress",
+            "hierarchical",
+            ["--segment-length", "3"],
+            "--segment-length must not be given: it is for AutoCom",
+        ),
+        ("compress", "continuous", [], "must be one of these kinds, it is a continuous_text_autoencoder"),
+        ("decompress", "autocompressor", [], "must be one of these kinds, it is a llama_autocompressor"),
+    ],
+)
+def test_what_does_not_fit_is_refused(command, model, options, message, run, tmp_path, capsys):
+    assert run(command, "text.txt", "out", model, *options) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
