@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from tests.test_substep_trainer import (
+from test_substep_trainer import (
     EXACT,
     families,
     losses_of,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from modeling_testing import run_on_two_processes
-from tests.test_autocompressor_parity import GRADIENTS, TENSORS, VALUES, cases, load_model, tensors
+from test_autocompressor_parity import GRADIENTS, TENSORS, VALUES, cases, load_model, tensors
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
 from torch.testing import assert_close
