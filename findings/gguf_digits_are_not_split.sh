@@ -3,7 +3,7 @@
 # A good guess: the rule that the file names is used, as it is for "qwen2". SmolLM makes every digit a word.
 # Seen: the name is not known, and GPT-2's rule is used without a warning: numbers become other tokens than the model
 #     was trained with.
-# Ours: digits are split one by one, tests/autocompressor/test_bases.py::test_digits_are_split_one_by_one
+# Ours: digits are split one by one, tests/test_bases.py::test_digits_are_split_one_by_one
 source "$(dirname "$0")/environment.sh" torch==2.13.0 transformers==5.24.0 gguf==0.19.0
 
 python - <<'PYTHON'

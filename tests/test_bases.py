@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from auto_compressor.autocompressor import bases
+from auto_compressor.files import bases
 
 
 TEXT = "In 1234 5\n  67 kings"
