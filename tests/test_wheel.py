@@ -22,7 +22,7 @@ TRAIN += " --max_train_samples 16 --per_device_train_batch_size 2 --segments_per
 def run(folder, *command):
     """Runs a command in `folder`, with the packages of its environment only; returns its output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.pop("PYTHONPATH", None)
+    environment["PYTHONPATH"] = str(ROOT / "tests" / "commands")
     command = [str(part) for part in command]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
