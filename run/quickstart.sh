@@ -18,6 +18,8 @@ STEPS=${STEPS:-}                    # steps of the AutoCompressor (tiny: 500, sm
 ################################
 
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
+# Without the quantisers that some tests need: see tests/commands/sitecustomize.py.
+export PYTHONPATH=$PWD/tests/commands${PYTHONPATH:+:$PYTHONPATH}
 common=(
     --do_train --use_cpu --save_strategy no --lr_scheduler_type cosine --weight_decay 0.1 --adam_beta2 0.95
     --report_to none

@@ -93,6 +93,18 @@ def test_no_module_uses_the_old_name(path):
         assert OLD_NAME not in (getattr(node, "arg", None), getattr(node, "attr", None), getattr(node, "id", None))
 
 
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: "-".join(path.relative_to(PACKAGE).parts)
+)
+def test_models_that_may_be_of_transformers_are_called_by_the_installed_name(path):
+    """Their `cache` is `past_key_values` up to 5.23: `**as_cache(cache)`, and `cache_of(output)`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        called = getattr(node, "func", None)
+        name = getattr(called, "attr", getattr(called, "id", None))
+        if name in ("model", "base_model", "generate"):
+            assert "cache" not in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
+
+
 def test_the_walk_finds_what_it_is_for():
     names = {cls.__name__ for cls in CLASSES}
     assert {"LlamaAutoCompressorModel", "AutoCompressorOutput", "ByteLMOutput", "SlidingWindowAttention"} <= names

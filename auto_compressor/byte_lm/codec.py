@@ -44,6 +44,7 @@ from ..files.coded_file import (
 )
 from ..files.identity import weights_hash
 from ..tokenization_bytes import NUM_BYTES
+from .cache_names import as_cache, cache_of
 
 
 MAGIC = LANGUAGE_MODEL_MAGIC
@@ -143,8 +144,8 @@ def predictions(model: PreTrainedModel, streams: torch.ByteTensor, window: int) 
         if window and end - first > window:
             cache, first, read = None, end - window // 2, end - window // 2
         input_ids = streams[:, read:end].long().to(model.device)
-        output = model(input_ids, cache=cache, use_cache=True, logits_to_keep=1)
-        cache, read = output.cache, end
+        output = model(input_ids, **as_cache(cache), use_cache=True, logits_to_keep=1)
+        cache, read = cache_of(output), end
         yield output.logits[:, -1, :NUM_BYTES].double().softmax(dim=-1).cpu()
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..tokenization_bytes import NUM_BYTES
 from .byte_rows import next_token_targets
+from .cache_names import as_cache
 from .carried_state import CarriedState, LaneSampler
 from .outputs import ByteLMOutput
 
@@ -138,7 +139,7 @@ def read_windows(
     if carried is not None:
         carried = carried.first_rows(len(texts["input_ids"]))
         past, first_logits = carried.cache, carried.logits
-    outputs = model(**texts, cache=past, use_cache=carry_state)
+    outputs = model(**texts, **as_cache(past), use_cache=carry_state)
     left = CarriedState.after(outputs, **texts) if carry_state else None
     return byte_lm_statistics(outputs, **texts, window_end_target=window_end_target, first_logits=first_logits), left
 
