@@ -36,7 +36,7 @@ def test_every_target(build, capsys):
 
 @pytest.mark.parametrize("target", FEW)
 def test_a_few_cases(target, build, capsys, monkeypatch):
-    monkeypatch.setattr(cases, "PATIENCE", 20)  # no timed test: other tests run beside this one
+    monkeypatch.setattr(cases, "TIME_SCALE", 20)  # no timed test: other tests run beside this one
     assert fuzz.main([target, "--count", str(FEW[target])]) == 0, capsys.readouterr().out
     with (build / "fuzz.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

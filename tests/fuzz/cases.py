@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-PATIENCE = 1.0  # times the seconds of a case: more where other processes take the processor
+TIME_SCALE = 1.0  # times the seconds of a case: more where other processes take the processor
 
 
 DOCUMENTED = (OSError, ValueError)
@@ -147,7 +147,7 @@ def broken_rule(case: Case, result: Result, good: Result) -> str:
         return result.problem
     if result.good and result.outcome != "right":
         return f"a good file must come out right, got {result.outcome}"
-    if result.seconds > PATIENCE * case.seconds:
+    if result.seconds > TIME_SCALE * case.seconds:
         return f"must take {case.seconds:g} s at most, took {result.seconds:.2f}"
     return f"must take {most:.0f} MB at most, took {result.megabytes:.0f}" if result.megabytes > most else ""
 
