@@ -1,10 +1,16 @@
-"""Modules by the names that they had when the package was one folder: importing one gives the module of today."""
+"""Modules by the names that they had when the package was one folder: importing one gives the module of today.
+
+A module that was split has what it lost too, by its names of before.
+"""
 
 import sys
+from collections.abc import Callable
+from copy import copy
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
+from typing import Any
 
 
 # folder of today -> name of before -> name of today
@@ -95,33 +101,59 @@ MOVED = {
         "convert": "published",
     },
 }
+FAMILIES = ("autocompressor", "hierarchical_autoencoder", "byte_lm", "activation_compressor")
+FAMILIES += ("continuous_text_autoencoder",)  # those that there were
+# name of before -> modules of today that hold what was in it, beside the one that took its place
+SPLIT = {
+    "bases": ("files.bases",),
+    "code_tokens": ("hierarchical_autoencoder.tensors",),
+    "convert": ("files.published",),
+    "patching": ("byte_lm.patching",),
+    "train": ("training.checkpoints", "training.report", *(f"{family}.family" for family in FAMILIES)),
+    "training.arguments": tuple(f"{family}.arguments" for family in FAMILIES),
+    "vector_quantizer": ("hierarchical_autoencoder.tensors",),
+}
+
+
+def moved_names(package: str, old: str) -> Callable[[str], Any]:
+    """A `__getattr__` for a module that was split: looks for what it does not have in the others, one by one."""
+
+    def find(name: str) -> Any:
+        for part in () if name.startswith("_") else SPLIT[old]:
+            if name in (found := vars(import_module(f"{package}.{part}"))):
+                return found[name]
+        raise AttributeError(f"module '{package}.{old}' has no attribute {name!r}")
+
+    return find
 
 
 class MovedModule(Loader):
     """Puts the module of today in the place of one that is imported by its name of before."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, package: str, old: str, new: str):
+        self.package, self.old, self.new = package, old, new
 
     def create_module(self, spec: ModuleSpec) -> None:
         """A new module, until `exec_module` replaces it."""
 
     def exec_module(self, module):
-        sys.modules[module.__name__] = import_module(self.name)
+        sys.modules[module.__name__] = found = import_module(f"{self.package}.{self.new}")
+        if self.old in SPLIT:
+            vars(found)["__getattr__"] = moved_names(self.package, self.old)
 
 
 class MovedModules(MetaPathFinder):
     """Finds the modules of a package by their names of before."""
 
     def __init__(self, package: str):
-        self.names = {
-            f"{package}.{old}": ".".join(filter(None, (package, folder, new)))
+        self.loaders = {
+            f"{package}.{old}": MovedModule(package, old, ".".join(filter(None, (folder, new))))
             for folder, names in MOVED.items()
             for old, new in names.items()
         }
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        return spec_from_loader(name, MovedModule(self.names[name])) if name in self.names else None
+        return spec_from_loader(name, copy(self.loaders[name])) if name in self.loaders else None
 
 
-__all__ = ["MovedModules"]
+__all__ = ["MovedModules", "moved_names"]

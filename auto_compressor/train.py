@@ -19,15 +19,14 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.utils import logging as hub_logging
 from transformers import HfArgumentParser, Trainer, set_seed
 from transformers import TrainingArguments as HfTrainingArguments
 from transformers.utils import logging
 
-from .families import DEFAULT, MODEL_TYPES, families_with, module_of, training_family
-from .training import checkpoints, report
+from .families import DEFAULT, MODEL_TYPES, training_family
+from .moved_modules import moved_names
 from .training.checkpoints import check_settings, find_checkpoint, remove_left_over, settings_of, write_settings
 from .training.family import Family, RunArguments, make_trainer
 from .training.report import add_reports, expected_messages_are_silent, write_report
@@ -116,13 +115,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None):
         sys.exit(f"{parser.prog}: error: {error}")
 
 
-def __getattr__(name: str) -> Any:
-    """Names of this module from the time before families had folders: they are in those, or in `training`."""
-    for module in (checkpoints, report, *(module_of(family, "family") for family in families_with("family"))):
-        if name in vars(module) and not name.startswith("_"):
-            return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+# Names of this module from the time before families had folders.
+__getattr__ = moved_names(__package__, "train")
 
 if __name__ == "__main__":
     main(prog="python -m auto_compressor.train")

@@ -306,7 +306,7 @@ def run_on_two_processes(script: str, folder: Path):
     assert done.returncode == 0, done.stderr
 
 
-LOAD_WITHOUT_PACKAGE = """
+WITHOUT_PACKAGE = """
 import sys
 
 # The last two are not needed, and take seconds: see tests/commands.
@@ -317,6 +317,9 @@ import torch
 import transformers
 
 torch.set_num_threads(1)
+"""
+
+LOAD_WITHOUT_PACKAGE = """
 folder, auto_class = sys.argv[1:]
 model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
@@ -480,6 +483,15 @@ class ModelTests:
                 self.make_config(**{field: value})
 
 
+def run_without_package(script: str, folder: Path, *arguments: str):
+    """Runs Python in which nothing of this repository can be imported, on a folder with a model and its code."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(folder.parent / "modules"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "-c", WITHOUT_PACKAGE + script, str(folder), *arguments]
+    done = subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 class HubTests:
     """Beside `ModelTests`, for one model of each family: its code works from the hub."""
 
@@ -495,11 +507,7 @@ class HubTests:
         model.save_pretrained(folder)
         assert set(json.loads((folder / "config.json").read_text())["auto_map"]) >= {"AutoConfig"}
         torch.save({"inputs": inputs, "outputs": tensors_of(model(**inputs))}, folder / "expected.pt")
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-I", "-c", LOAD_WITHOUT_PACKAGE, str(folder), self.auto_class.__name__]
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+        run_without_package(LOAD_WITHOUT_PACKAGE, folder, self.auto_class.__name__)
 
 
 class CausalLMTests(ModelTests):

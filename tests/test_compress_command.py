@@ -8,6 +8,8 @@ from test_continuous_text_autoencoder import tiny_model as tiny_continuous
 from test_hierarchical_autoencoder import tiny_model as tiny_hierarchical
 from transformers import AutoTokenizer
 
+from auto_compressor.autocompressor.commands import COMPRESS
+from auto_compressor.autocompressor.registration import MODELS
 from auto_compressor.autocompressor.softprompts import load_softprompt
 from auto_compressor.cli.main import main
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
@@ -50,6 +52,11 @@ def test_files_come_back(model, options, run, tmp_path):
     assert run("compress", "text.txt", "small", model, *options) == 0
     assert run("decompress", "small", "back.txt", model) == 0
     assert (tmp_path / "back.txt").read_text() == TEXT
+
+
+def test_every_autocompressor_is_one_here():
+    """The command names them without loading them."""
+    assert COMPRESS.keys() == {model_class.config_class.model_type for model_class in MODELS}
 
 
 def test_compress_is_what_the_older_verbs_do(run, tmp_path):

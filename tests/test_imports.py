@@ -10,8 +10,10 @@ import pytest
 
 import auto_compressor
 from auto_compressor.cli.main import COMMANDS
+from auto_compressor.moved_modules import MOVED, SPLIT
 
 
+MOVED_NAMES = [old for names in MOVED.values() for old in names]
 ROOT = Path(__file__).parents[1]
 NAMES = """
 sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -198,3 +200,30 @@ def test_public_names():
         assert getattr(auto_compressor, name) is getattr(module, name)
     with pytest.raises(AttributeError, match="module 'auto_compressor' has no attribute 'missing'"):
         auto_compressor.missing  # noqa: B018
+
+
+# Names of before
+
+
+@pytest.mark.parametrize("old", MOVED_NAMES)
+def test_modules_of_before_are_those_of_today(old):
+    assert importlib.import_module(f"auto_compressor.{old}").__name__.startswith("auto_compressor.")
+
+
+SPLIT_NAMES = {
+    "bases": ["load_autocompressor", "load_base_model", "resolve_base", "OFFLINE_BASES"],
+    "code_tokens": ["pack_segments", "token_losses"],
+    "convert": ["convert_checkpoint", "read_checkpoint"],
+    "patching": ["cumulative_borders", "gather_patches", "broadcast_patches"],
+    "train": ["main", "lora_config", "load_hierarchical", "load_byte_lm", "load_compressor", "load_continuous_text"],
+    "training.arguments": ["OptimArguments", "ModelArguments", "TrainingArguments", "AdaptiveByteArguments"],
+    "vector_quantizer": ["VectorQuantizer", "RunningNorm", "masked_mean"],
+}
+
+
+@pytest.mark.parametrize("old", SPLIT)
+def test_modules_that_were_split_have_all_their_names(old):
+    module = importlib.import_module(f"auto_compressor.{old}")
+    assert all(getattr(module, name) for name in SPLIT_NAMES[old])
+    with pytest.raises(AttributeError, match=f"module 'auto_compressor.{old}' has no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018

@@ -91,15 +91,15 @@ def imports(module: str) -> list[tuple[int, str]]:
     return found
 
 
+def full_names(module: str) -> list[str]:
+    """The imported modules by their full names."""
+    folder = list(MODULES[module].relative_to(ROOT).parts)
+    return [".".join([*folder[:-level], name]) if level else name for level, name in imports(module)]
+
+
 def own_imports(module: str) -> list[str]:
     """The imported modules of this repository, by their full names."""
-    path, found = MODULES[module], []
-    for level, name in imports(module):
-        if level:
-            folder = list(path.relative_to(ROOT).parts[:-level])
-            name = ".".join([*folder, name] if name else folder)
-        if name in MODULES:
-            found.append(name)
+    found = [name for name in full_names(module) if name in MODULES]
     if module == PACKAGE:  # it imports them when a name is asked for
         found += [f"{PACKAGE}.{name}" for name in ("registration", *auto_compressor.PUBLIC_NAMES)]
     return found
@@ -128,6 +128,13 @@ def test_imports_go_downward(module):
         # In these layers a module may use another of its own; a cycle is found below.
         allowed = layer if layer in (TRAINING, HOME, FACE, SCRIPT, PROGRAM) or module not in PUSHED else layer - 1
         assert rank(imported) <= allowed, f"{module} imports {imported}"
+
+
+@modules
+def test_modules_are_imported_by_their_names_of_today(module):
+    """Those of before are for others."""
+    own = {name for name in full_names(module) if name.split(".")[0] == PACKAGE}
+    assert own <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if family_of(module)])

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from auto_compressor.tokenization_bytes import SPECIAL_TOKENS, ByteTokenizer
+from auto_compressor.hierarchical_autoencoder import tensors
+from auto_compressor.tokenization_bytes import NUM_BYTES, SPECIAL_TOKENS, ByteTokenizer
 
 
 TEXTS = [
@@ -145,3 +146,8 @@ def test_round_trip(again, tmp_path):
     assert tokenizer.special_tokens_map == SPECIAL_TOKENS | {"eos_token": "</s>"}
     assert tokenizer(["a</s>", "b"], padding=True).input_ids == [[*b"a</s>", 256], [257] * 4 + [98, 256]]
     assert tokenizer.decode([97, 256]) == "a</s>"
+
+
+def test_the_autoencoder_knows_as_many_bytes():
+    """Its files are pushed to the hub without the tokenizer's, and have the number themselves."""
+    assert tensors.NUM_BYTES == NUM_BYTES

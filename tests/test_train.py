@@ -31,10 +31,8 @@ from train_testing import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, set_seed
 
-import train
 from args import ModelArguments, TrainingArguments
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
-from auto_compressor.autocompressor import family as autocompressor_family
 from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.autocompressor.family import add_lora, load_model_and_tokenizer, load_teacher
 from auto_compressor.families import MODEL_TYPES
@@ -489,12 +487,3 @@ def test_run_train_refuses(variables, message, tmp_path):
     assert done.returncode == 1
     assert re.fullmatch(f"train.sh: error: .*{message}.*\n", done.stderr)
     assert not out.exists()
-
-
-def test_names_of_before_lead_to_the_families():
-    """Scripts that import them go on."""
-    assert train.lora_config is autocompressor_family.lora_config and train.add_lora is add_lora
-    assert {train.load_hierarchical, train.load_compressor, train.load_byte_lm, train.load_continuous_text}
-    assert train.last_whole_checkpoint is last_whole_checkpoint and callable(train.metric_rows)
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
-        train.nonsense  # noqa: B018

@@ -7,26 +7,12 @@ from transformers import (
 
 from ..files.bases import check_causal_lm, load_base_config, resolve_base
 from .loading import load
-from .modeling_autocompressor import (
-    GemmaAutoCompressorModel,
-    LlamaAutoCompressorModel,
-    MistralAutoCompressorModel,
-    OPTAutoCompressorModel,
-    Qwen2AutoCompressorModel,
-    Qwen3AutoCompressorModel,
-)
+from .registration import MODELS
 
 
 AUTOCOMPRESSORS = {
     name: model_class
-    for model_class in (
-        OPTAutoCompressorModel,
-        LlamaAutoCompressorModel,
-        MistralAutoCompressorModel,
-        Qwen2AutoCompressorModel,
-        Qwen3AutoCompressorModel,
-        GemmaAutoCompressorModel,
-    )
+    for model_class in MODELS
     for name in (model_class.config_class.base_model_type, model_class.config_class.model_type)
 }
 

@@ -116,11 +116,15 @@ def one_line(error: Exception, problem: str) -> Exception:
     return OSError(first_line(cause) if said else f"{problem}: {reason(cause)}")
 
 
+def hinted(error: BaseException) -> str | None:
+    """What a message of a reader means, if it is a known one."""
+    return next((meaning for hint, meaning in HINTS.items() if hint in str(error)), None)
+
+
 def reason(error: BaseException) -> str:
     """Why something cannot be read."""
-    for hint, meaning in HINTS.items():
-        if hint in str(error):
-            return meaning
+    if (meaning := hinted(error)) is not None:
+        return meaning
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
     return f"a file is damaged ({type(error).__name__}: {first_line(error)})"
@@ -131,4 +135,4 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_MESSAGE]
 
 
-__all__ = ["NEW_MODULES", "first_line", "load", "load_tokenizer", "reading", "reason"]
+__all__ = ["NEW_MODULES", "first_line", "hinted", "load", "load_tokenizer", "reading", "reason"]

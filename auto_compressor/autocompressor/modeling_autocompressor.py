@@ -56,6 +56,7 @@ from .configuration_autocompressor import (
     Qwen3AutoCompressorConfig,
 )
 from .generation_autocompressor import AutoCompressorGenerationMixin
+from .loading import hinted
 from .losses import chunked_cross_entropy, mean_over_targets, summed_cross_entropy
 from .outputs import AutoCompressorOutput, SegmentSummary
 from .segments import (
@@ -158,14 +159,9 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 f" than tensors ({reason})."
             ) from error
         except RuntimeError as error:
-            reasons = {
-                "ignore_mismatched_sizes": "weights and config differ in size",
-                "PytorchStreamReader": "a weight file is damaged",
-            }
-            reason = next((reason for hint, reason in reasons.items() if hint in str(error)), None)
-            if reason is None:
+            if (meaning := hinted(error)) is None:
                 raise
-            raise OSError(f"Cannot load {pretrained_model_name_or_path}: {reason}.") from error
+            raise OSError(f"Cannot load {pretrained_model_name_or_path}: {meaning}.") from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

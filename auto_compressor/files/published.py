@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +28,7 @@ SAFE_GLOBALS = [
 ]
 
 
-class PublishedFormat:
+class PublishedFormat(ABC):
     """
     What published checkpoints of a model are called here.
 
@@ -54,9 +55,9 @@ class PublishedFormat:
                 return re.sub(r"\+(\d+)", lambda number: str(int(number[1]) + 1), renamed)
         return None
 
+    @abstractmethod
     def find(self, checkpoint: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """The fields of the config and the weights in what a published file holds; None if it is something else."""
-        raise NotImplementedError
 
     def own_fields(self, published: Mapping[str, Any]) -> dict[str, Any]:
         return {own: published[name] for name, own in self.fields.items() if name in published}

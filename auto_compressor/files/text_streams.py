@@ -9,7 +9,7 @@ from typing import Any
 from datasets import IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..loading import first_line
+from .loading import first_line
 
 
 READER_OF_ENDING = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -48,8 +48,8 @@ def open_stream(data: str, config_name: str | None, split: str, problem: str) ->
         with reading_rows(problem):
             return load_dataset(data, config_name, split=split, streaming=True)
     except OSError as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(f"`data` {data!r} cannot be loaded: {cause.rstrip('.')}. A local file needs no hub.") from error
+        cause = first_line(error).rstrip(".")
+        raise OSError(f"`data` {data!r} cannot be loaded: {cause}. A local file needs no hub.") from error
 
 
 def stream_rows(data: str, config_name: str | None = None, split: str = "train") -> Iterator[dict[str, Any]]:

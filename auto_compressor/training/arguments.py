@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments as HfTrainingArguments
 
+from ..moved_modules import moved_names
+
 
 @dataclass
 class DataTrainingArguments:
@@ -98,5 +100,8 @@ class OptimArguments(HfTrainingArguments):
         if not 0 < self.muon_scale < float("inf"):
             raise ValueError(f"`muon_scale` must be above 0, and finite, got {self.muon_scale}.")
 
+
+# The groups of the families were in this module.
+__getattr__ = moved_names("auto_compressor", "training.arguments")
 
 __all__ = ["DataTrainingArguments", "OptimArguments"]

@@ -3,9 +3,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,7 +17,15 @@ from activation_testing import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modeling_testing import CLOSE, EXACT, gradients, pad_rows, random_ids, uninitialised_memory_is_nan
+from modeling_testing import (
+    CLOSE,
+    EXACT,
+    gradients,
+    pad_rows,
+    random_ids,
+    run_without_package,
+    uninitialised_memory_is_nan,
+)
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, normalize
 from torch.testing import assert_close
@@ -995,16 +1000,8 @@ def test_more_tokens_than_positions(segment_length, monkeypatch):
 
 
 LOAD_WITHOUT_PACKAGE = """
-import sys
-
-# The last two are not needed, and take seconds: see tests/commands.
-for name in ("auto_compressor", "torchao", "bitsandbytes"):
-    sys.modules[name] = None
-
-import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-torch.set_num_threads(1)
 folder = sys.argv[1]
 compressor = AutoModel.from_pretrained(folder, trust_remote_code=True)
 base = AutoModelForCausalLM.from_pretrained(folder + "/base")
@@ -1031,8 +1028,4 @@ def test_loads_without_the_package(tmp_path, monkeypatch):
         loss = compressor(base, ids, 48).loss
     num_slots = compressor.compress(base, ids).num_slots
     torch.save({"ids": ids, "loss": loss, "num_slots": num_slots}, tmp_path / "published" / "expected.pt")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-I", "-c", LOAD_WITHOUT_PACKAGE, str(tmp_path / "published")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_without_package(LOAD_WITHOUT_PACKAGE, tmp_path / "published")
