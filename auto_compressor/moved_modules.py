@@ -101,8 +101,14 @@ MOVED = {
         "convert": "published",
     },
 }
-FAMILIES = ("autocompressor", "hierarchical_autoencoder", "byte_lm", "activation_compressor")
-FAMILIES += ("continuous_text_autoencoder",)  # those that there were
+# The families that there were.
+FAMILIES = [
+    "autocompressor",
+    "hierarchical_autoencoder",
+    "byte_lm",
+    "activation_compressor",
+    "continuous_text_autoencoder",
+]
 # name of before -> modules of today that hold what was in it, beside the one that took its place
 SPLIT = {
     "bases": ("files.bases",),

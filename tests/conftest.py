@@ -9,9 +9,6 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# What commands start with: tests/commands/sitecustomize.py.
-COMMANDS = str(Path(__file__).with_name("commands"))
-os.environ["PYTHONPATH"] = os.pathsep.join([COMMANDS, *filter(None, [os.environ.get("PYTHONPATH")])])
 pytest.register_assert_rewrite("modeling_testing", "train_testing")
 
 import torch  # noqa: E402
@@ -25,6 +22,15 @@ import train  # noqa: E402
 torch.set_num_threads(1)
 # What a command prints is read: bars of what a test saves itself are none of it, whichever test ran before.
 logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands():
+    """What commands that tests start find first, and the tests themselves do not: tests/commands/sitecustomize.py."""
+    folders = [str(Path(__file__).with_name("commands")), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(folders))
+        yield
 
 
 @pytest.fixture(autouse=True)
