@@ -4,7 +4,7 @@ from auto_compressor.activation_compressor.arguments import ActivationArguments,
 from auto_compressor.autocompressor.arguments import ModelArguments, TrainingArguments
 from auto_compressor.byte_lm.arguments import AdaptiveByteArguments, ByteLMTrainingArguments
 from auto_compressor.continuous_text_autoencoder.arguments import ContinuousTextArguments, ContinuousTrainingArguments
-from auto_compressor.hierarchical_autoencoder.arguments import HierarchicalArguments
+from auto_compressor.hierarchical_autoencoder.arguments import HierarchicalArguments, HierarchicalTrainingArguments
 from auto_compressor.training.arguments import DataTrainingArguments, OptimArguments
 
 
@@ -17,6 +17,7 @@ __all__ = [
     "ContinuousTrainingArguments",
     "DataTrainingArguments",
     "HierarchicalArguments",
+    "HierarchicalTrainingArguments",
     "ModelArguments",
     "OptimArguments",
     "TrainingArguments",

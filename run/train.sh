@@ -38,8 +38,6 @@ EVAL_SETS=${EVAL_SETS-default}
 
 ################################
 
-fail() { echo "train.sh: error: $*" >&2; exit 1; }
-
 [[ $CML =~ ^[0-9]+$ ]] || fail "CML must be 0 or a number of summary vectors, got $CML."
 case $MODE in
     CP) ;;
@@ -71,20 +69,9 @@ name="ac_$(basename "$BASE")_sub${SUB}_seg${SEG}_${length}_lr${LR}_bsz${BATCH}"
 [ "$ACC" = true ] && name+=_accu
 [ "$CHECK" = true ] && name+=_check
 [ "$MODE" = FA ] && name+=_fa
-OUT=${OUT:-checkpoints/$name}
-mkdir -p "$OUT"
 
 arguments=(
     "${model[@]}"
-    --output_dir "$OUT"
-    --run_name "$name"
-    --do_train
-    --do_eval
-    --eval_strategy steps
-    --eval_steps "$SAVE"
-    --save_steps "$SAVE"
-    --save_total_limit 2
-    --resume_from_checkpoint true
     --num_train_epochs 1
     --per_device_train_batch_size "$SEQ"
     --per_device_eval_batch_size "$SEQ"
@@ -105,5 +92,4 @@ arguments=(
 [ -n "$TRAIN_SETS" ] && arguments+=(--preprocessed_train_datasets $TRAIN_SETS)
 [ -n "$EVAL_SETS" ] && arguments+=(--preprocessed_validation_datasets $EVAL_SETS)
 
-echo "Run $name -> $OUT"
-run_train_py "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"
+start_run "$name" "${arguments[@]}" "$@"

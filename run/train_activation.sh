@@ -28,45 +28,24 @@ OUT=${OUT:-}                    # output folder; its default names the settings
 
 ################################
 
-fail() { echo "train_activation.sh: error: $*" >&2; exit 1; }
-
-devices=$((NUM_GPUS > 0 ? NUM_GPUS * NUM_NODES : 1))
-[ $((BATCH % devices)) = 0 ] || fail "BATCH=$BATCH must be a multiple of the GPUs, $devices."
-case $DATA in
-    "") data=() ;;
-    *.txt | *.json | *.jsonl | *.csv | *.parquet) data=(--train_file "$DATA") ;;
-    *) data=(--dataset_name "$DATA") ;;
-esac
+share_batch BATCH "$BATCH"
+find_data
 name="cache_$(basename "$BASE")_x${RATIO}_L${LENGTH}${SEGMENT:+_segments$SEGMENT}"
-OUT=${OUT:-checkpoints/$name}
-mkdir -p "$OUT"
 
 arguments=(
     --model_type activation_compressor
     --model_name_or_path "$BASE"
-    --output_dir "$OUT"
-    --run_name "$name"
-    --do_train
-    --do_eval
     --compression_ratio "$RATIO"
     --max_length "$LENGTH"
     --continuation_length "$CONTINUATION"
     --freeze_base "$FREEZE"
     --per_device_train_batch_size $((BATCH / devices))
-    --per_device_eval_batch_size 2
     --learning_rate "$LR"
     --max_steps "$STEPS"
-    --save_steps "$SAVE"
-    --save_total_limit 2
-    --eval_strategy steps
-    --eval_steps "$EVAL"
     --logging_steps 5
     --max_eval_samples 8
-    --resume_from_checkpoint true
-    --report_to "$REPORT"
     ${SEGMENT:+--segment_length "$SEGMENT"}
     "${data[@]}"
 )
 
-echo "Run $name -> $OUT"
-run_train_py "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"
+start_run "$name" "${arguments[@]}" "$@"

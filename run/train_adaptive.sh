@@ -33,27 +33,12 @@ OUT=${OUT:-}                    # output folder; its default names the settings
 
 ################################
 
-fail() { echo "train_adaptive.sh: error: $*" >&2; exit 1; }
-
-devices=$((NUM_GPUS > 0 ? NUM_GPUS * NUM_NODES : 1))
-[ $((BATCH_SIZE % devices)) = 0 ] || fail "BATCH_SIZE=$BATCH_SIZE must be a multiple of the GPUs, $devices."
-assets=auto_compressor/assets
-case $DATA in
-    "") data=() ;;
-    bundled) data=(--train_file $assets/train.txt --validation_file $assets/validation.txt) ;;
-    *.txt | *.json | *.jsonl | *.csv | *.parquet) data=(--train_file "$DATA") ;;
-    *) data=(--dataset_name "$DATA") ;;
-esac
+share_batch BATCH_SIZE "$BATCH_SIZE"
+find_data
 name="${MODEL_TYPE}_L${SEQUENCE_LENGTH}_B$((BATCH_SIZE * SEQUENCE_LENGTH / 1000))k"
-OUT=${OUT:-checkpoints/$name}
-mkdir -p "$OUT"
 
 arguments=(
     --model_type "$MODEL_TYPE"
-    --output_dir "$OUT"
-    --run_name "$name"
-    --do_train
-    --do_eval
     --sequence_length "$SEQUENCE_LENGTH"
     --hidden_size "$HIDDEN_SIZE"
     --num_levels "$NUM_LEVELS"
@@ -63,19 +48,11 @@ arguments=(
     --entropy_floor "$ENTROPY_FLOOR"
     --entropy_reg_weight "$ENTROPY_REG_WEIGHT"
     --per_device_train_batch_size $((BATCH_SIZE / devices))
-    --per_device_eval_batch_size 16
     --learning_rate "$LR"
     --weight_decay "$WEIGHT_DECAY"
     --max_steps "$MAX_STEPS"
-    --save_steps "$SAVE"
-    --save_total_limit 2
-    --eval_strategy steps
-    --eval_steps "$EVAL"
     --logging_steps 50
-    --resume_from_checkpoint true
-    --report_to "$REPORT"
     "${data[@]}"
 )
 
-echo "Run $name -> $OUT"
-run_train_py "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"
+start_run "$name" "${arguments[@]}" "$@"

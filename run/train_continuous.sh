@@ -38,22 +38,12 @@ OUT=${OUT:-}                    # output folder; its default names the settings
 
 ################################
 
-devices=$((NUM_GPUS > 0 ? NUM_GPUS * NUM_NODES : 1))
-if [ $((BATCH % devices)) != 0 ]; then
-    echo "train_continuous.sh: error: BATCH=$BATCH must be a multiple of the GPUs, $devices." >&2
-    exit 1
-fi
+share_batch BATCH "$BATCH"
 [ "$ARCHITECTURE" = chunk ] && ratio=$CHUNK || ratio=r${BLOCKS// /-}
 name="cont_${ARCHITECTURE}${ratio}_z${LATENT}_d${HIDDEN}_${OPTIM}_lr${LR}_bsz${BATCH}x${BLOCK}"
-OUT=${OUT:-checkpoints/$name}
-mkdir -p "$OUT"
 
 arguments=(
     --model_type continuous_text_autoencoder
-    --output_dir "$OUT"
-    --run_name "$name"
-    --do_train
-    --do_eval
     --architecture "$ARCHITECTURE"
     --embedding_size "$EMBEDDING"
     --hidden_size "$HIDDEN"
@@ -65,7 +55,6 @@ arguments=(
     --kl_loss_weight "$KL_WEIGHT"
     --block_size "$BLOCK"
     --per_device_train_batch_size $((BATCH / devices))
-    --per_device_eval_batch_size 16
     --learning_rate "$LR"
     --warmup_steps "$WU"
     --weight_decay "$WEIGHT_DECAY"
@@ -73,14 +62,7 @@ arguments=(
     --muon_scale "$MUON_SCALE"
     --num_train_epochs "$EPOCHS"
     --max_steps "${STEPS:--1}"
-    --save_steps "$SAVE"
-    --save_total_limit 2
-    --eval_strategy steps
-    --eval_steps "$EVAL"
     --logging_steps 10
-    --resume_from_checkpoint true
-    --report_to "$REPORT"
 )
 
-echo "Run $name -> $OUT"
-run_train_py "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"
+start_run "$name" "${arguments[@]}" "$@"

@@ -29,21 +29,11 @@ OUT=${OUT:-}                    # output folder; its default names the settings
 
 ################################
 
-devices=$((NUM_GPUS > 0 ? NUM_GPUS * NUM_NODES : 1))
-if [ $((BATCH % devices)) != 0 ]; then
-    echo "train_hierarchical.sh: error: BATCH=$BATCH must be a multiple of the GPUs, $devices." >&2
-    exit 1
-fi
+share_batch BATCH "$BATCH"
 name="hier_l${LEVELS}_${QUANTIZER// /-}_c${CODES// /-}_d${HIDDEN}_lr${LR}_bsz${BATCH}x${BLOCK}"
-OUT=${OUT:-checkpoints/$name}
-mkdir -p "$OUT"
 
 arguments=(
     --model_type hierarchical_autoencoder
-    --output_dir "$OUT"
-    --run_name "$name"
-    --do_train
-    --do_eval
     --num_levels "$LEVELS"
     --hidden_size $HIDDEN
     --quantizer $QUANTIZER
@@ -51,22 +41,11 @@ arguments=(
     --border_rule $RULE
     --block_size "$BLOCK"
     --per_device_train_batch_size $((BATCH / devices))
-    --per_device_eval_batch_size 16
     --learning_rate "$LR"
     --warmup_steps "$WU"
-    --lr_scheduler_type cosine
-    --weight_decay 0.01
-    --adam_beta2 0.95
     --num_train_epochs "$EPOCHS"
     --max_steps "${STEPS:--1}"
-    --save_steps "$SAVE"
-    --save_total_limit 2
-    --eval_strategy steps
-    --eval_steps "$EVAL"
     --logging_steps 10
-    --resume_from_checkpoint true
-    --report_to "$REPORT"
 )
 
-echo "Run $name -> $OUT"
-run_train_py "${arguments[@]}" "$@" 2>&1 | tee -a "$OUT/log.txt"
+start_run "$name" "${arguments[@]}" "$@"

@@ -29,15 +29,16 @@ from train_testing import (
     run_command,
     weights_in,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, OPTConfig, OPTForCausalLM, set_seed
 
 from args import ModelArguments, TrainingArguments
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
 from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.autocompressor.family import add_lora, load_model_and_tokenizer, load_teacher
-from auto_compressor.families import MODEL_TYPES
+from auto_compressor.families import MODEL_TYPES, training_family
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from auto_compressor.training.checkpoints import last_whole_checkpoint
+from auto_compressor.training.family import RunArguments
 
 
 SEGMENTS = "--segment_lengths 16 16 --training_substeps 2 --summary_length 4".split()
@@ -436,6 +437,55 @@ def test_run_scripts_find_the_gpus(script, found, given, begins, tmp_path):
         assert begins != "torchrun" or "--nproc_per_node 2" in started
     else:
         assert done.returncode == 1 and "NUM_GPUS must be 0 to 2" in done.stdout + done.stderr
+
+
+# What a script says of its run alone; the recommended settings are the defaults of the arguments.
+NAMES_A_RUN = {"output_dir", "run_name", "do_train", "do_eval", "report_to", "resume_from_checkpoint", "use_cpu"}
+NAMES_A_RUN |= {"eval_strategy", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "logging_dir"}
+
+
+def script_arguments(script, tmp_path):
+    """The arguments that a script starts train.py with."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    settings = {"PATH": f"{tmp_path}:{environment()['PATH']}", "OUT": str(tmp_path / "out"), "NUM_GPUS": "0"}
+    done = run_command("bash", f"run/{script}", **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+def settings_of_a_run(model_type, flags):
+    """What decides the model and its training: arguments, where they are None the config of the model."""
+    family = training_family(model_type)
+    arguments = RunArguments(*HfArgumentParser(family.argument_groups).parse_args_into_dataclasses(flags))
+    training = {name: value for name, value in vars(arguments.training).items() if name not in NAMES_A_RUN}
+    training = {name: value for name, value in training.items() if not name.startswith(("_", "distributed_state"))}
+    if model_type == "activation_compressor":  # its base is not here
+        model, block_size = vars(arguments.model), family.block_size(None, arguments)
+    else:
+        loaded = family.load(arguments)[0]
+        model, block_size = loaded.config.to_dict(), family.block_size(loaded, arguments)
+    return model, training, arguments.data.block_size or block_size
+
+
+@pytest.mark.parametrize(
+    "script, model_type",
+    [
+        ("train_hierarchical.sh", "hierarchical_autoencoder"),
+        ("train_adaptive.sh", "adaptive_byte"),
+        ("train_baseline.sh", "gru_byte"),
+        ("train_continuous.sh", "continuous_text_autoencoder"),
+        ("train_activation.sh", "activation_compressor"),
+    ],
+)
+def test_scripts_only_name_runs(script, model_type, tmp_path):
+    """`python train.py --model_type X` trains what the script of X trains."""
+    flags = script_arguments(script, tmp_path)
+    at = flags.index("--model_type")
+    assert flags[at + 1] == model_type
+    base = ["--model_name_or_path", "smollm2"] if model_type == "activation_compressor" else []
+    found = settings_of_a_run(model_type, flags[:at] + flags[at + 2 :])
+    assert found == settings_of_a_run(model_type, [*base, "--use_cpu"])
 
 
 def test_run_scripts_parse():

@@ -37,7 +37,7 @@ class ActivationArguments:
         },
     )
     compression_ratio: float = field(
-        default=4.0, metadata={"help": "Bytes of the full cache divided by those of the compressed one."}
+        default=8.0, metadata={"help": "Bytes of the full cache divided by those of the compressed one."}
     )
     num_slots: int | None = field(
         default=None,
@@ -124,6 +124,7 @@ class ActivationTrainingArguments(OptimArguments):
     per_device_train_batch_size: int = field(
         default=2, metadata={"help": "Sequences per step and device.", "aliases": ["--batch_size"]}
     )
+    per_device_eval_batch_size: int = field(default=2, metadata={"help": "Sequences of a device at a time."})
     learning_rate: float = field(default=2e-2, metadata={"help": "Learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float = field(

@@ -28,8 +28,13 @@ COMPRESSOR_FIELDS &= {field.name for field in fields(ActivationCompressorConfig)
 
 
 def compressor_fields(model_args: ActivationArguments) -> dict[str, Any]:
-    """The fields of the config of an activation compressor that are given other than as the default."""
+    """The fields of the config of an activation compressor that are given other than as the default.
+
+    Of a new compressor the ratio too, whose default is not that of the config.
+    """
     given = given_fields(model_args, model_name_or_path=model_args.model_name_or_path)
+    if model_args.compressor_name_or_path is None:
+        given |= {"compression_ratio": model_args.compression_ratio}
     return {name: value for name, value in given.items() if name in COMPRESSOR_FIELDS}
 
 

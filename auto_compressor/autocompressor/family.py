@@ -226,14 +226,6 @@ def report_rows(name: str, metrics: dict[str, float], training_args: TrainingArg
     ]
 
 
-def load_family(arguments: RunArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_model_and_tokenizer(arguments.model, arguments.training)
-
-
-def block_size(model: PreTrainedModel, arguments: RunArguments) -> int:
-    return default_block_size(model, arguments.training)
-
-
 def prepare(model: PreTrainedModel, arguments: RunArguments, block_size: int):
     if arguments.training.do_train:
         prepare_for_sequences(model, arguments.training, block_size)
@@ -256,8 +248,8 @@ FAMILY = Family(
     trainer=SubstepTrainer,
     model_arguments=ModelArguments,
     training_arguments=TrainingArguments,
-    load=load_family,
-    block_size=block_size,
+    load=lambda arguments: load_model_and_tokenizer(arguments.model, arguments.training),
+    block_size=lambda model, arguments: default_block_size(model, arguments.training),
     prepare=prepare,
     trainer_options=trainer_options,
     report_rows=report_rows,

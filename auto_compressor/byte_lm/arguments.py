@@ -89,6 +89,7 @@ class ByteLMTrainingArguments(OptimArguments):
 
     max_steps: int = field(default=10_000, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Windows per step and device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Windows of a device at a time."})
     learning_rate: float = field(default=3e-4, metadata={"help": "Learning rate of AdamW."})
     weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Schedule of the learning rate."})

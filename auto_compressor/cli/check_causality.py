@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 
 from ..files.bundled import BUNDLED_VALIDATION_TEXT
-from .common import add_model_arguments, load_any_model, progress_bar, read_text, token_ids
+from .common import add_model_arguments, load_with_tokenizer, progress_bar, read_text, token_ids
 
 
 NAME = "check-causality"
@@ -55,11 +55,13 @@ def print_table(checks, shape):
 
 
 def run(args: argparse.Namespace):
+    from ..autocompressor.bases import load_language_model
+
     for name, value, least in (("--length", args.length, 2), ("--batch-size", args.batch_size, 1)):
         if value < least:
             raise ValueError(f"{name} must be {least} or more, got {value}.")
     text = read_text(args.text)
-    model, tokenizer = load_any_model(args)
+    model, tokenizer = load_with_tokenizer(args, load_language_model)
 
     from ..evaluation.causality import check_causality
 

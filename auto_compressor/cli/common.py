@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from ..files.bundled import BUNDLED_TOKENIZER
@@ -158,22 +157,8 @@ def silence_loading():
     logging.disable_progress_bar()
 
 
-def load_model(args: argparse.Namespace):
-    """Returns the AutoCompressor of `--model` and its tokenizer, ready for inference."""
-    from ..autocompressor.bases import load_autocompressor
-
-    return load_with_tokenizer(args, load_autocompressor)
-
-
-def load_any_model(args: argparse.Namespace):
-    """Returns the causal language model of `--model` and its tokenizer, ready for inference."""
-    from ..autocompressor.bases import load_language_model
-
-    return load_with_tokenizer(args, load_language_model)
-
-
 def load_with_tokenizer(args: argparse.Namespace, load: Callable):
-    """Returns model and tokenizer of `--model` without the chatter of loading."""
+    """Returns the model that `load` makes of `--model`, ready for inference, and its tokenizer, without chatter."""
     import torch
 
     from ..autocompressor.control_tokens import check_tokenizer
@@ -187,62 +172,33 @@ def load_with_tokenizer(args: argparse.Namespace, load: Callable):
     return model.to(device), tokenizer
 
 
-def load_autoencoder(args: argparse.Namespace):
-    """Returns the HierarchicalAutoencoder of `--model`; see [`load_complete`]."""
-    return load_complete(args, partial(class_by_type, types=("hierarchical_autoencoder",)))
-
-
-def load_continuous_autoencoder(args: argparse.Namespace):
-    """Returns the ContinuousTextAutoencoder of `--model`; see [`load_complete`]."""
-    return load_complete(args, partial(class_by_type, types=("continuous_text_autoencoder",)))
-
-
-def load_borders_model(args: argparse.Namespace):
-    """Returns the model of `--model` that sets borders in bytes; see [`load_complete`]."""
-    return load_complete(args, partial(class_by_type, types=("adaptive_byte", "hierarchical_autoencoder")))
-
-
-def load_byte_lm(args: argparse.Namespace):
-    """Returns the causal language model of `--model`; see [`load_complete`]."""
-    return load_complete(args, causal_lm_class)
-
-
-def class_by_type(name: str, config, types: tuple[str, ...]) -> type:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCausalLM
-
-    if config.model_type not in types:
-        raise ValueError(f"--model {name} must be a {' or '.join(types)}, it is a {config.model_type}.")
-    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
-
-
-def causal_lm_class(name: str, config) -> type:
-    from transformers import AutoModelForCausalLM
-
-    from ..files.bases import check_causal_lm
-
-    check_causal_lm(f"--model {name}", config)
-    return AutoModelForCausalLM
-
-
-def load_complete(args: argparse.Namespace, find_class: Callable):
+def load_model(args: argparse.Namespace, *model_types: str, option: str = "--model"):
     """
     Returns the model of `--model`, ready for inference, without the chatter of loading.
 
     Args:
         args (`argparse.Namespace`): With `model` and `device`.
-        find_class (`Callable`): Name and config of a model -> the class that loads it, or a `ValueError`.
+        model_types (`str`): Kinds of models that the command takes (default: all causal language models).
+        option (`str`, defaults to `"--model"`): What errors call it.
 
     Raises:
         OSError: if there is none, or it is damaged or incomplete.
         ValueError: if `--model` is another kind of model, or `--device` is not there.
     """
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
+    from ..files.bases import check_causal_lm
     from ..files.loading import load
 
     silence_loading()
     device = resolve_device(args.device)
-    auto_class = find_class(args.model, load(AutoConfig, args.model))
+    config = load(AutoConfig, args.model)
+    if not model_types:
+        check_causal_lm(f"{option} {args.model}", config)
+    elif config.model_type not in model_types:
+        kinds = " or ".join(model_types)
+        raise ValueError(f"{option} {args.model} must be a {kinds}, it is a {config.model_type}.")
+    auto_class = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
     return load(auto_class, args.model, dtype="auto").eval().to(device)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .common import add_device_argument, add_output_argument, check_files, load_borders_model, read_bytes, write_bytes
+from .common import add_device_argument, add_output_argument, check_files, load_model, read_bytes, write_bytes
 
 
 NAME = "show-borders"
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace):
     data = read_bytes(args.file)[: args.max_bytes]
     if not data:
         raise ValueError(f"{args.file} must hold text, it is empty.")
-    model = load_borders_model(args)
+    model = load_model(args, "adaptive_byte", "hierarchical_autoencoder")
 
     from ..evaluation.borders import text_borders
     from ..evaluation.borders_page import borders_page

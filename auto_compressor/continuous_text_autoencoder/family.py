@@ -19,6 +19,8 @@ from .trainer import ContinuousTrainer
 
 
 BLOCK_SIZE = 128  # tokens, as published
+# Of new models of the architecture `chunk`; those of `conv` are as published.
+CHUNK_FIELDS = {"architecture": "chunk", "hidden_size": 256, "tie_word_embeddings": True, "kl_clip": 0.5}
 # Arguments that are no fields of the config.
 SOURCE_OPTIONS = ("model_name_or_path", "tokenizer_name", "cache_dir")
 
@@ -40,14 +42,11 @@ def load_continuous_text(
     values = {field.name: getattr(model_args, field.name) for field in fields(model_args)}
     given = {name: value for name, value in values.items() if value not in (None, []) and name not in SOURCE_OPTIONS}
     if model_args.model_name_or_path is None:
-        given["vocab_size"] = len(tokenizer)
+        chunk = given.get("architecture", "chunk") == "chunk"
+        given = (CHUNK_FIELDS if chunk else {}) | given | {"vocab_size": len(tokenizer)}
     model = make_or_load(AutoModel, ContinuousTextAutoencoderConfig, model_args, given)
     check_tokenizer(tokenizer, model.config.vocab_size)
     return model, tokenizer
-
-
-def load_family(arguments: RunArguments) -> tuple[ContinuousTextAutoencoder, PreTrainedTokenizerBase]:
-    return load_continuous_text(arguments.model)
 
 
 def trainer_options(
@@ -61,7 +60,7 @@ FAMILY = Family(
     trainer=ContinuousTrainer,
     model_arguments=ContinuousTextArguments,
     training_arguments=ContinuousTrainingArguments,
-    load=load_family,
+    load=lambda arguments: load_continuous_text(arguments.model),
     block_size=lambda model, arguments: BLOCK_SIZE,
     trainer_options=trainer_options,
 )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..training.arguments import OptimArguments
+
 
 @dataclass
 class HierarchicalArguments:
@@ -104,4 +106,21 @@ class HierarchicalArguments:
     )
 
 
-__all__ = ["HierarchicalArguments"]
+@dataclass
+class HierarchicalTrainingArguments(OptimArguments):
+    """Everything of [`OptimArguments`], with settings for a model of minutes on the bundled text."""
+
+    max_steps: int = field(default=300, metadata={"help": "Optimisation steps; -1: --num_train_epochs decides."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the text, with --max_steps -1."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Sequences per step and device."})
+    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Sequences of a device at a time."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Highest learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(
+        default=20, metadata={"help": "Steps over which the learning rate rises; below 1: as a share of all."}
+    )
+    weight_decay: float = field(default=1e-2, metadata={"help": "Weight decay of AdamW."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Decay of the second moments of AdamW."})
+
+
+__all__ = ["HierarchicalArguments", "HierarchicalTrainingArguments"]

@@ -9,7 +9,7 @@ from ..files.loading import load
 from ..tokenization_bytes import ByteTokenizer
 from ..training.data import DataCollator, cut_documents
 from ..training.family import Family, RunArguments
-from .arguments import HierarchicalArguments
+from .arguments import HierarchicalArguments, HierarchicalTrainingArguments
 from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
 from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder
 from .trainer import HierarchicalTrainer
@@ -91,6 +91,7 @@ def trainer_options(
 FAMILY = Family(
     trainer=HierarchicalTrainer,
     model_arguments=HierarchicalArguments,
+    training_arguments=HierarchicalTrainingArguments,
     load=load_family,
     block_size=lambda model, arguments: model.config.block_size,
     cut=lambda config: cut_documents,

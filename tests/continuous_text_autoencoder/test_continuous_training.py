@@ -530,16 +530,18 @@ def test_fields_of_the_config():
     }
 
 
-def test_published_defaults():
-    arguments = HfArgumentParser(training_family("continuous_text_autoencoder").argument_groups)
-    model_args, data_args, training_args = arguments.parse_args_into_dataclasses(["--do_train"])
+def test_published_architecture():
+    """`conv` is as published where nothing else is said; that of a new model is `chunk`."""
+    parser = HfArgumentParser(training_family("continuous_text_autoencoder").argument_groups)
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(["--architecture", "conv"])
     model, tokenizer = load_continuous_text(model_args)
     expected = ContinuousTextAutoencoderConfig(vocab_size=2048, architectures=model.config.architectures)
     assert model.config.to_diff_dict() == expected.to_diff_dict() and len(tokenizer) == 2048
     assert not data_args.add_special_tokens and BLOCK_SIZE == 128
-    assert (training_args.per_device_train_batch_size, training_args.learning_rate) == (48, 1e-4)
     assert (training_args.lr_scheduler_type, training_args.warmup_steps) == ("cosine", 100)
     assert (training_args.adam_beta1, training_args.adam_beta2, training_args.optim_family) == (0.9, 0.95, "adamw")
+    (new,) = HfArgumentParser(ContinuousTextArguments).parse_args_into_dataclasses([])
+    assert load_continuous_text(new)[0].config.architecture == "chunk"
 
 
 # Scripts

@@ -3,7 +3,7 @@
 import argparse
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,29 +11,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from auto_compressor import ActivationCompressor
 from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.cli import common
-from auto_compressor.files.loading import load
 
 from .cases import Case, require_right, share
 from .models import AUTOCOMPRESSORS, MODELS, make_model
 from .mutations import JSON, SAFETENSORS, Mutation, damaged
 
 
-LOADERS: dict[str, Callable[[argparse.Namespace], PreTrainedModel]] = {
-    "hierarchical_autoencoder": common.load_autoencoder,
-    "continuous_text_autoencoder": common.load_continuous_autoencoder,
-    "adaptive_byte": common.load_byte_lm,
-    "gru_byte": common.load_byte_lm,
-}
-
-
 def load_model(name: str, folder: Path) -> PreTrainedModel:
     """As the commands load a model of this family."""
-    if name in LOADERS:
-        return LOADERS[name](argparse.Namespace(model=str(folder), device="cpu"))
-    return load_autocompressor(str(folder)) if name in AUTOCOMPRESSORS else load(ActivationCompressor, str(folder))
+    if name in AUTOCOMPRESSORS:
+        return load_autocompressor(str(folder))
+    return common.load_model(argparse.Namespace(model=str(folder), device="cpu"), name)
 
 
 def read_model(name: str, folder: Path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...cli.common import (
     add_model_arguments,
     check_installed,
-    load_complete,
+    load_model,
     load_with_tokenizer,
     progress_bar,
     read_text,
@@ -111,14 +111,6 @@ def check_arguments(args: argparse.Namespace):
         raise FileNotFoundError(f"--output {args.output}: there is no folder {args.output.parent}.")
 
 
-def compressor_class(name: str, config) -> type:
-    from transformers import AutoModel
-
-    if config.model_type != "activation_compressor":
-        raise ValueError(f"--compressor {name} must be an activation_compressor, it is a {config.model_type}.")
-    return AutoModel
-
-
 def make_candidates(base_model, args: argparse.Namespace) -> dict:
     """The policies of the literature, and merging: untrained, with int8 residuals, and trained if there is one."""
     from ..cache_policies import POLICIES
@@ -128,7 +120,7 @@ def make_candidates(base_model, args: argparse.Namespace) -> dict:
     candidates = {MERGING: (untrained, None)}
     if args.compressor is not None:
         source = argparse.Namespace(model=args.compressor, device=args.device)
-        candidates[TRAINED] = (load_complete(source, compressor_class), None)
+        candidates[TRAINED] = (load_model(source, "activation_compressor", option="--compressor"), None)
     candidates[INT8] = (ActivationCompressor.from_base(base_model, residual_int8=True).eval(), None)
     return candidates | {name: (untrained, policy) for name, policy in POLICIES.items()}
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ...cli.common import add_model_arguments, load_any_model, read_text, token_ids
+from ...cli.common import add_model_arguments, load_with_tokenizer, read_text, token_ids
 
 
 NAME = "generate"
@@ -82,11 +82,13 @@ def softprompt_options(path: str | None, model) -> dict:
 
 
 def run(args: argparse.Namespace):
+    from ..bases import load_language_model
+
     options = generation_options(args)
     prompt = read_text("-") if args.prompt == "-" else args.prompt
     if not prompt:
         raise ValueError("--prompt must not be empty.")
-    model, tokenizer = load_any_model(args)
+    model, tokenizer = load_with_tokenizer(args, load_language_model)
 
     from transformers import TextStreamer, set_seed
 

@@ -4,7 +4,14 @@ import argparse
 import csv
 from pathlib import Path
 
-from ...cli.common import add_budget_argument, add_model_arguments, load_model, progress_bar, read_text, token_ids
+from ...cli.common import (
+    add_budget_argument,
+    add_model_arguments,
+    load_with_tokenizer,
+    progress_bar,
+    read_text,
+    token_ids,
+)
 from ...files.bundled import BUNDLED_VALIDATION_TEXT
 
 
@@ -84,6 +91,7 @@ def write_results(results, path: Path):
 
 
 def run(args: argparse.Namespace):
+    from ..bases import load_autocompressor
     from ..context import compare_contexts
 
     if args.batch_size < 2:
@@ -94,10 +102,11 @@ def run(args: argparse.Namespace):
             f" {args.max_sequences}."
         )
     text = read_text(args.text)
-    model, tokenizer = load_model(args)
+    model, tokenizer = load_with_tokenizer(args, load_autocompressor)
     segment_lengths, full = args.segment_lengths or default_segment_lengths(model.config), None
     if args.full_context_model:
-        full, _ = load_model(argparse.Namespace(**vars(args) | {"model": args.full_context_model}))
+        full_context = argparse.Namespace(**vars(args) | {"model": args.full_context_model})
+        full, _ = load_with_tokenizer(full_context, load_autocompressor)
     input_ids = token_ids(tokenizer, text, model.device)
     batches = cut_sequences(input_ids, sum(segment_lengths), args.max_sequences, args.batch_size)
     with progress_bar() as progress:

@@ -9,7 +9,7 @@ from ...cli.common import (
     add_codec_arguments,
     add_dtype_argument,
     check_output,
-    load_model,
+    load_with_tokenizer,
     print_facts,
     progress_bar,
     read_text,
@@ -74,6 +74,7 @@ def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seco
 
 
 def run(args: argparse.Namespace):
+    from ..bases import load_autocompressor
     from ..softprompts import save_softprompt
 
     if str(args.output) == "-":
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace):
     if args.max_summary_length is not None and args.max_summary_length < 1:
         raise ValueError(f"--max-summary-length must be 1 or more, got {args.max_summary_length}.")
     text = read_text(args.file)
-    model, tokenizer = load_model(args)
+    model, tokenizer = load_with_tokenizer(args, load_autocompressor)
     input_ids = token_ids(tokenizer, text, model.device)
     start = time.perf_counter()
     softprompt = compress_with_progress(model, input_ids, args.segment_length, args.max_summary_length)

@@ -7,7 +7,7 @@ from functools import partial
 from ...cli.common import (
     check_files,
     check_installed,
-    load_byte_lm,
+    load_model,
     print_facts,
     print_growth,
     progress_bar,
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace):
     check_installed("constriction", "constriction", "codec")
     check_files(args)
     data = read_bytes(args.file)
-    model = load_byte_lm(args)
+    model = load_model(args)
 
     from ..codec import compress_bytes
 

@@ -7,7 +7,7 @@ from ...cli.common import (
     check_files,
     check_installed,
     file_name,
-    load_byte_lm,
+    load_model,
     progress_bar,
     read_bytes,
     write_bytes,
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace):
 
     name = file_name(args.file)
     read_header(blob, name)  # what is no such file needs no model
-    model = load_byte_lm(args)
+    model = load_model(args)
     with progress_bar() as bar:
         data = decompress_bytes(model, blob, partial(bar.track, description="Decompressing"), name)
     write_bytes(args.output, data)

@@ -6,7 +6,7 @@ from pathlib import Path
 from ...cli.common import (
     add_data_arguments,
     add_device_argument,
-    load_continuous_autoencoder,
+    load_model,
     load_tokenizer,
     progress_bar,
     stream_data,
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace):
             raise ValueError(f"{name} must be 1 or more, got {min(values)}.")
     if args.output.exists() and not args.output.is_dir():
         raise NotADirectoryError(f"--output {args.output} must be a folder, it is a file.")
-    model, tokenizer = load_continuous_autoencoder(args), load_tokenizer(args.tokenizer or args.model)
+    model = load_model(args, "continuous_text_autoencoder")
+    tokenizer = load_tokenizer(args.tokenizer or args.model)
 
     from ..accuracy_report import write_report
 

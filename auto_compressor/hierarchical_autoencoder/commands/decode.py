@@ -7,7 +7,7 @@ from ...cli.common import (
     add_codec_arguments,
     check_codec_arguments,
     file_name,
-    load_autoencoder,
+    load_model,
     progress_bar,
     read_bytes,
     write_bytes,
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace):
 
     name = file_name(args.file)
     read_header(blob, name)  # what is no such file needs no model
-    model = load_autoencoder(args)
+    model = load_model(args, "hierarchical_autoencoder")
     with progress_bar() as bar:
         data = decode_bytes(model, blob, args.batch_size, partial(bar.track, description="Decoding"), name)
     write_bytes(args.output, data)

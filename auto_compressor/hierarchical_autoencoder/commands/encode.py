@@ -7,7 +7,7 @@ from functools import partial
 from ...cli.common import (
     add_codec_arguments,
     check_codec_arguments,
-    load_autoencoder,
+    load_model,
     print_facts,
     print_growth,
     progress_bar,
@@ -60,7 +60,7 @@ def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
 def run(args: argparse.Namespace):
     check_codec_arguments(args)
     data = read_bytes(args.file)
-    model = load_autoencoder(args)
+    model = load_model(args, "hierarchical_autoencoder")
 
     from ..codec import encode_bytes
 
