@@ -6,12 +6,13 @@ from modeling_testing import tiny_autocompressor
 from test_adaptive_byte import tiny_model as tiny_byte_lm
 from test_continuous_text_autoencoder import tiny_model as tiny_continuous
 from test_hierarchical_autoencoder import tiny_model as tiny_hierarchical
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from auto_compressor.autocompressor.commands import COMPRESS
 from auto_compressor.autocompressor.registration import MODELS
 from auto_compressor.autocompressor.softprompts import load_softprompt
 from auto_compressor.cli.main import main
+from auto_compressor.continuous_text_autoencoder.latents import load_latents, save_latents
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 
 
@@ -27,11 +28,12 @@ def models(tmp_path_factory):
         "autocompressor": tiny_autocompressor("llama", vocab_size=len(tokenizer)),
         "hierarchical": tiny_hierarchical("ema_vq"),
         "byte_lm": tiny_byte_lm("gru"),
-        "continuous": tiny_continuous("chunk"),
+        "continuous": tiny_continuous("chunk", vocab_size=len(tokenizer)),
     }
     for name, model in made.items():
         model.save_pretrained(folder / name)
-    tokenizer.save_pretrained(folder / "autocompressor")
+    for name in ("autocompressor", "continuous"):
+        tokenizer.save_pretrained(folder / name)
     return folder
 
 
@@ -52,6 +54,32 @@ def test_files_come_back(model, options, run, tmp_path):
     assert run("compress", "text.txt", "small", model, *options) == 0
     assert run("decompress", "small", "back.txt", model) == 0
     assert (tmp_path / "back.txt").read_text() == TEXT
+
+
+def test_latents_of_a_text(run, models, tmp_path, capsys):
+    """The file holds the means of `encode`, and what comes back is what `reconstruct` gives."""
+    assert run("compress", "text.txt", "latents", "continuous") == 0
+    assert "tokens that come back" in capsys.readouterr().out
+    model = AutoModel.from_pretrained(models / "continuous")
+    tokenizer = AutoTokenizer.from_pretrained(models / "continuous")
+    ids = tokenizer(TEXT, add_special_tokens=False, return_tensors="pt").input_ids
+    latents, num_tokens = load_latents(tmp_path / "latents", model)
+    assert torch.equal(latents, model.encode(ids).mean) and num_tokens == ids.shape[1]
+    assert run("decompress", "latents", "back.txt", "continuous") == 0
+    assert (tmp_path / "back.txt").read_text() == model.reconstruct(TEXT, tokenizer=tokenizer)
+
+
+def test_latents_belong_to_their_weights(run, models, tmp_path, capsys):
+    assert run("compress", "text.txt", "latents", "continuous") == 0
+    model = AutoModel.from_pretrained(models / "continuous")
+    with torch.no_grad():
+        model.mean_head.weight.add_(1)
+    with pytest.raises(ValueError, match="with other weights"):
+        load_latents(tmp_path / "latents", model)
+    with pytest.raises(ValueError, match="`num_tokens` must be those of"):
+        save_latents(tmp_path / "other", torch.zeros(1, 2, model.config.latent_dim), model, num_tokens=99)
+    assert run("decompress", "text.txt", "back.txt", "continuous") == 1
+    assert "is damaged" in capsys.readouterr().err and not (tmp_path / "back.txt").exists()
 
 
 def test_every_autocompressor_is_one_here():
@@ -82,7 +110,7 @@ def test_compress_is_what_the_older_verbs_do(run, tmp_path):
             ["--segment-length", "3"],
             "--segment-length must not be given: it is for AutoCom",
         ),
-        ("compress", "continuous", [], "must be one of these kinds, it is a continuous_text_autoencoder"),
+        ("compress", "continuous", ["--lossless"], "--lossless must not be given: it is for hierarchical"),
         ("decompress", "autocompressor", [], "must be one of these kinds, it is a llama_autocompressor"),
     ],
 )

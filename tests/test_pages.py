@@ -10,7 +10,9 @@ import yaml
 from pages_testing import PAGES, ROOT, TEXTS, blocks, lines
 from transformers import HfArgumentParser
 
+from auto_compressor.autocompressor.softprompts import SOFTPROMPT
 from auto_compressor.cli import main as command
+from auto_compressor.continuous_text_autoencoder.latents import LATENTS
 from auto_compressor.families import FAMILIES, MODEL_TYPES, training_family
 from option_tables import own_fields, with_tables
 
@@ -83,7 +85,8 @@ def test_scripts_exist():
 def test_modules_exist():
     found = set(re.findall(r"auto_compressor(?:/\w+)+\.py", ALL))
     assert all((ROOT / path).is_file() for path in found)
-    names = set(re.findall(r"`(auto_compressor(?:\.\w+)+)", ALL)) - {"auto_compressor.softprompt.v1"}  # a format
+    formats = {SOFTPROMPT.format, LATENTS.format}
+    names = set(re.findall(r"`(auto_compressor(?:\.\w+)+)", ALL)) - formats
     for name in names:
         module, _, last = name.rpartition(".")
         assert hasattr(importlib.import_module(module), last) or importlib.import_module(name), name

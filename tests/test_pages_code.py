@@ -33,7 +33,6 @@ SHORT = {
     "perplexity": ["--max-sequences", "2", "--batch-size", "2"],
     "check-causality": ["--length", "6", "--batch-size", "2"],
     "show-borders": ["--max-bytes", "48"],
-    "compress": ["--num-streams", "64"],
     "filtered-test-set": ["--length", "16"],
     "random-test-set": ["--num-sequences", "2"],
 }

@@ -6,7 +6,7 @@ from . import codecs
 
 
 NAME = "compress"
-HELP = "compress a file with any model: text to summary vectors, any file to codes, any file without loss"
+HELP = "compress a file with any model: text to summary vectors or latents, any file to codes, any file without loss"
 
 
 def add_arguments(parser: argparse.ArgumentParser):

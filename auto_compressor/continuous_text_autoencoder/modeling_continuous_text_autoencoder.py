@@ -158,11 +158,35 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         Raises:
             ValueError: for latents of another width, or a mask of another shape.
         """
+        states = self.decoder_states(latents, latent_attention_mask)  # (batch, length, output_size)
+        return ContinuousDecoderOutput(logits=self.lm_head(states))
+
+    @torch.no_grad()
+    def decode_tokens(
+        self, latents: torch.Tensor, latent_attention_mask: torch.Tensor | None = None
+    ) -> torch.LongTensor:
+        """
+        The likeliest tokens of latents, `(batch_size, latent_length * total_stride)`, without all logits at once.
+
+        Args:
+            latents, latent_attention_mask: As in [`~ContinuousTextAutoencoder.decode`].
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        return self.likeliest_tokens(self.decoder_states(latents, latent_attention_mask))
+
+    def decoder_states(self, latents: torch.Tensor, latent_attention_mask: torch.Tensor | None) -> torch.Tensor:
         check_latents(latents, latent_attention_mask, self.config.latent_dim)
         if latent_attention_mask is None:
             latent_attention_mask = torch.ones(latents.shape[:2], device=latents.device)
-        states = self.decoder(latents.to(self.dtype), latent_attention_mask.bool())  # (batch, length, output_size)
-        return ContinuousDecoderOutput(logits=self.lm_head(states))
+        return self.decoder(latents.to(self.dtype), latent_attention_mask.bool())  # (batch, length, output_size)
+
+    def likeliest_tokens(self, states: torch.Tensor) -> torch.LongTensor:
+        """Tokens `(batch_size, length)` of states `(batch_size, length, output_size)`."""
+        # each (tokens, output_size): the logits of a long text would not fit into memory
+        parts = states.flatten(0, 1).split(max(1, MAX_LOGITS_IN_MEMORY // self.config.vocab_size))
+        return torch.cat([self.lm_head(part).argmax(dim=-1) for part in parts]).view(states.shape[:2])
 
     def decode_columns(
         self, latents: torch.Tensor, latent_attention_mask: torch.Tensor, places: torch.LongTensor
@@ -279,10 +303,7 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         ids, mask, places = align_rows(text, attention_mask, self.config.total_stride)
         encoded = self.posterior(ids, mask)
         states = self.decode_columns(self.draw(encoded, sample), encoded.latent_attention_mask, places)
-        # Logits of a long text would not fit into memory.
-        # each (tokens, output_size)
-        parts = states.flatten(0, 1).split(max(1, MAX_LOGITS_IN_MEMORY // self.config.vocab_size))
-        tokens = torch.cat([self.lm_head(part).argmax(dim=-1) for part in parts]).view_as(text)
+        tokens = self.likeliest_tokens(states)
         return tokens if attention_mask is None else torch.where(attention_mask.bool(), tokens, text)
 
     def reconstruct_text(self, text: str, tokenizer: PreTrainedTokenizerBase, sample: bool) -> str:
