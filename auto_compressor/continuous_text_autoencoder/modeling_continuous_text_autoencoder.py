@@ -162,9 +162,7 @@ class ContinuousTextAutoencoder(PreTrainedModel):
         return ContinuousDecoderOutput(logits=self.lm_head(states))
 
     @torch.no_grad()
-    def decode_tokens(
-        self, latents: torch.Tensor, latent_attention_mask: torch.Tensor | None = None
-    ) -> torch.LongTensor:
+    def decode_tokens(self, latents: torch.Tensor, latent_attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
         The likeliest tokens of latents, `(batch_size, latent_length * total_stride)`, without all logits at once.
 
@@ -182,7 +180,7 @@ class ContinuousTextAutoencoder(PreTrainedModel):
             latent_attention_mask = torch.ones(latents.shape[:2], device=latents.device)
         return self.decoder(latents.to(self.dtype), latent_attention_mask.bool())  # (batch, length, output_size)
 
-    def likeliest_tokens(self, states: torch.Tensor) -> torch.LongTensor:
+    def likeliest_tokens(self, states: torch.Tensor) -> torch.Tensor:
         """Tokens `(batch_size, length)` of states `(batch_size, length, output_size)`."""
         # each (tokens, output_size): the logits of a long text would not fit into memory
         parts = states.flatten(0, 1).split(max(1, MAX_LOGITS_IN_MEMORY // self.config.vocab_size))

@@ -20,8 +20,8 @@ from .whole_files import write_whole
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 MAX_TOKENS = 2**48
 MAX_NAME_LENGTH = 4096
-FIELDS = ("format", "model_name", "model_type", "fingerprint", "adapters", "num_tokens", "compression_ratio")
-FIELDS += ("stored_bytes",)
+FIELDS = ("format", "model_name", "model_type", "fingerprint", "adapters", "num_tokens")
+OTHER_FIELDS = ("compression_ratio", "stored_bytes")  # told for people, and not read
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -65,7 +65,7 @@ def checksum(vectors: torch.Tensor, metadata: dict[str, str]) -> str:
     """SHA-256 over the vectors, their dtype and shape, and the metadata."""
     told = sorted((key, value) for key, value in metadata.items() if key != "sha256")
     digest = hashlib.sha256(repr((told, str(vectors.dtype), tuple(vectors.shape))).encode("utf-8", "replace"))
-    digest.update(vectors.contiguous().view(torch.uint8).numpy())
+    digest.update(vectors.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -99,7 +99,7 @@ def check_metadata(path: str | os.PathLike, metadata: dict[str, str]):
     Every text is there and of its kind; files of before there were checksums have none. Others are refused, as a
     checksum under a damaged name is one of them.
     """
-    unknown = sorted(metadata.keys() - {*FIELDS, "sha256"})
+    unknown = sorted(metadata.keys() - {*FIELDS, *OTHER_FIELDS, "sha256"})
     require(path, not unknown, "its metadata must be known", unknown)
     for name in ("model_name", "model_type"):
         is_name = name in metadata and 0 < len(metadata[name]) + (name == "model_name") <= MAX_NAME_LENGTH
