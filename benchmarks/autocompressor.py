@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
 from auto_compressor.autocompressor.segments import append_sum_tokens
 from auto_compressor.cache_names import cache_of
+from measuring import peak_bytes
 
 
 SIZES = {
@@ -121,11 +121,7 @@ def peak_memory(setting: Setting, run: Callable[[], object]) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
-    return max(accumulate(changes))
+    return peak_bytes(run)
 
 
 def benchmark_training(setting: Setting) -> dict[str, dict[str, float]]:

@@ -3,8 +3,10 @@
 import csv
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +21,14 @@ def in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
     """The median seconds of every function, all called in turn: what else the machine does slows all of them."""
     times = [{name: seconds(function) for name, function in functions.items()} for _ in range(repeats + 1)][1:]
     return {name: sorted(run[name] for run in times)[repeats // 2] for name in functions}
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Bytes of tensors on the CPU that a call holds at its peak, beyond those that were there before it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
 
 
 def cell(value: float | str | None) -> str:
