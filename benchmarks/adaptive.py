@@ -59,7 +59,7 @@ RUNS = {
     "all options, loss weights": [*ALL, *LOSS_WEIGHTS],
 }
 DEFAULT_STEPS, DEFAULT_RATE = 1600, "3e-4"
-STREAM_BYTES = 2**14  # of one piece, as `auto-compressor compress` reads a text
+STREAM_BYTES = 2**14  # of one piece of a text
 COLUMNS = ("bits_per_byte", "bits_per_byte_window", "byte_encoder_bpb", "byte_decoder_bpb")
 COLUMNS += ("level_1_compression_ratio", "level_2_compression_ratio")
 COMPRESSORS = {"zstd -19": "zstd -q -19 --long=27 {} -o {}", "zpaq -m5": "zpaq a {1} {0} -m5"}

@@ -5,6 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from .gru_function import GRUFunction
+
 
 class GRUBlock(nn.Module):
     """
@@ -48,10 +50,23 @@ class GRUBlock(nn.Module):
 
 def run_layer(layer: nn.GRU, inputs: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """Outputs `(batch_size, length, size)`, from the state `(batch_size, size)` on."""
+    weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
     if inputs.shape[1] == 1:  # half the time of the general way
-        weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
         return torch.gru_cell(inputs[:, 0], before, *weights)[:, None]
+    if is_trained_on_cpu(inputs, before, *weights):
+        return GRUFunction.apply(inputs.transpose(0, 1), before, *weights).transpose(0, 1)
     return layer(inputs, before[None].contiguous())[0]  # torch takes (layers = 1, batch, size)
+
+
+def is_trained_on_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether [`GRUFunction`] takes these tensors, all float32 or all float64 on a CPU, and gradients are wanted."""
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in tensors):
+        return False
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.is_autocast_enabled("cpu") or not all(tensor.is_cpu for tensor in tensors):
+        return False
+    return {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.float64})
 
 
 def state_at(before: torch.Tensor, outputs: torch.Tensor, lengths: torch.LongTensor) -> torch.Tensor:

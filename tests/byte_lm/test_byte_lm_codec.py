@@ -120,8 +120,8 @@ def test_everything_comes_back(model, data, num_streams):
 @pytest.mark.parametrize("name, examples", [("gru", 800), ("adaptive", 200), ("llama of 8 positions", 100)])
 def test_more_than_1000_random_byte_strings(name, examples, one_copy):
     model = MODELS[name]()
-    parts = st.lists(st.sampled_from([b"In the beginning", b"\x00", b"\xff\xfe", b"earth"]), max_size=6)
-    strings = st.one_of(st.binary(max_size=80), parts.map(b"".join), st.text(max_size=25).map(str.encode))
+    parts = st.lists(st.sampled_from([b"In the beginning", b"\x00", b"\xff\xfe", b"earth"]), max_size=3)
+    strings = st.one_of(st.binary(max_size=40), parts.map(b"".join), st.text(max_size=12).map(str.encode))
 
     @settings(max_examples=examples, deadline=None, database=None)
     @given(strings, st.integers(1, 20), st.integers(2, 8))
@@ -208,7 +208,33 @@ def test_the_window_of_a_model_is_its_positions(tiny):
 
 
 def test_streams_by_default():
-    assert [resolve_num_streams(None, length) for length in (0, 1, 40_000, 10**9)] == [1, 1, 2, 64]
+    """One per KiB: an eighth of the steps for 8 KiB."""
+    lengths = [0, 1, 1024, 2047, 2048, 8192, 65_535, 65_536, 10**9]
+    assert [resolve_num_streams(None, length) for length in lengths] == [1, 1, 1, 1, 2, 8, 63, 64, 64]
+    assert resolve_num_streams(1, 10**9) == 1 and resolve_num_streams(MAX_STREAMS_ASKED, 4) == MAX_STREAMS_ASKED
+
+
+@torch.no_grad()
+def test_streams_by_default_cost_little(trained):
+    """Bits of 8 KiB of text in one stream and in as many as there are by default; decoding both takes a minute."""
+    ids, bits = torch.tensor(list(TEXT[:8192])), []
+    for num_streams in (1, resolve_num_streams(None, len(ids))):
+        rows = ids.view(num_streams, -1)
+        logits = trained(rows).logits[:, :-1, :256].transpose(1, 2)  # (streams, 256, steps - 1)
+        nats = torch.nn.functional.cross_entropy(logits, rows[:, 1:], reduction="sum")
+        bits.append(8 * num_streams + float(nats) / np.log(2))
+    assert bits[1] < 1.02 * bits[0]
+
+
+def test_any_size_in_any_number_of_streams(one_copy, monkeypatch):
+    """Also files in one stream, as those below 16 KiB once were, whatever there are by default."""
+    monkeypatch.setattr(byte_lm_codec, "STREAM_BYTES", 8)
+    model = make_gru()
+    for length in (0, 1, 7, 8, 15, 16, 17, 40):
+        for num_streams in (None, 1, 2, 3, 8, 41):
+            blob = compress_bytes(model, TEXT[:length], num_streams)
+            assert decompress_bytes(model, blob) == TEXT[:length]
+            assert read_header(blob).num_streams == (num_streams or max(1, length // 8))
 
 
 def test_other_rounding_makes_no_difference(trained, monkeypatch):
@@ -256,10 +282,10 @@ def test_the_number_of_threads_makes_no_difference(trained):
     blobs = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        blobs.append(compress_bytes(trained, TEXT[:1000], num_streams=100))
-    assert [decompress_bytes(trained, blob) for blob in blobs] == [TEXT[:1000]] * 2
+        blobs.append(compress_bytes(trained, TEXT[:500], num_streams=100))
+    assert decompress_bytes(trained, blobs[0]) == TEXT[:500]
     torch.set_num_threads(1)
-    assert decompress_bytes(trained, blobs[1]) == TEXT[:1000]
+    assert decompress_bytes(trained, blobs[1]) == TEXT[:500]
 
 
 def test_the_model_is_left_as_it_is(tiny):
@@ -461,7 +487,7 @@ def error_line(capsys):
 def test_compress_and_decompress_files(tiny, folder, text_file, tmp_path, capsys):
     packed, restored = tmp_path / "text.acz", tmp_path / "restored.txt"
     model = ["--model", str(folder)]
-    options = ["--num-streams", "2", "--window", "30"]
+    options = ["--streams", "2", "--window", "30"]
     assert main(["compress", str(text_file), "-o", str(packed), *options, *model]) == 0
     data = text_file.read_bytes()
     assert packed.read_bytes() == compress_bytes(tiny, data, num_streams=2, window=30)
@@ -529,7 +555,11 @@ BAD_INPUT = {
     "no file": (["compress", "{tmp}/none"], "No such file"),
     "over the input": (["compress", "{tmp}/text.txt", "-o", "{tmp}/text.txt"], "must be another file than the one"),
     "no output folder": (["compress", "{tmp}/text.txt", "-o", "{tmp}/no/o"], "there is no folder"),
-    "streams": (["compress", "{tmp}/text.txt", "--num-streams", "0"], "`num_streams` must be an integer from 1"),
+    "streams": (["compress", "{tmp}/text.txt", "--streams", "0"], "`num_streams` must be an integer from 1 to 65535"),
+    "their old name": (
+        ["compress", "{tmp}/text.txt", "--num-streams", "0"],
+        "`num_streams` must be an integer from 1",
+    ),
     "window": (["compress", "{tmp}/text.txt", "--window", "1"], "`window` must be an integer from 2"),
     "no such device": (["compress", "{tmp}/text.txt", "--device", "toaster"], "--device toaster cannot be used"),
     "not compressed": (["decompress", "{tmp}/text.txt"], "must be a file that `auto-compressor compress` wrote"),

@@ -22,10 +22,12 @@ KIND = "language models of bytes: any file, without loss"
 def add_options(parser: argparse.ArgumentParser):
     """What `compress` takes for these models beside file, output, model and device."""
     parser.add_argument(
+        "--streams",
         "--num-streams",
+        dest="num_streams",
         type=int,
         help="parts of the file that are coded side by side: more are faster, fewer make a smaller file (default: one"
-        " per 16 KiB)",
+        " per KiB, 64 at most)",
     )
     parser.add_argument(
         "--window",
