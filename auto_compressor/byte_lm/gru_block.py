@@ -53,7 +53,7 @@ def run_layer(layer: nn.GRU, inputs: torch.Tensor, before: torch.Tensor) -> torc
     weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
     if inputs.shape[1] == 1:  # half the time of the general way
         return torch.gru_cell(inputs[:, 0], before, *weights)[:, None]
-    if is_trained_on_cpu(inputs, before, *weights):
+    if is_trained_on_cpu(inputs, before, *layer.parameters()):
         return GRUFunction.apply(inputs.transpose(0, 1), before, *weights).transpose(0, 1)
     return layer(inputs, before[None].contiguous())[0]  # torch takes (layers = 1, batch, size)
 
