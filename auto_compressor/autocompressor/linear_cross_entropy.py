@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision becomes float32; float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -153,8 +151,12 @@ class LinearLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # `once_differentiable` would let a penalty on the gradient pass without a word, and without effect.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "`create_graph` must be False: the loss of a plain `nn.Linear` head can be differentiated once."
+            )
         # In float32, where a gradient scaler's factor is finite.
         scaled = [
             None if gradient is None else (at_least_float32(gradient) * scale).to(gradient.dtype)
