@@ -349,13 +349,12 @@ def test_an_adapted_head_is_called(called):
     assert called == [] and any("lm_head.lora_A" in name for name in found[1])
 
 
-def test_a_model_that_is_compiled(called):
+def test_a_model_that_is_compiled():
     """In one graph, with the loss and gradients of the model that is not."""
     model = tiny_model()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.manual_seed(3)
     expected = gradients_of(model, skip_logits=True, use_cache=False)
-    assert called == [60]
     torch.manual_seed(3)
     loss, found = gradients_of(compiled, skip_logits=True, use_cache=False)
     found = {name.removeprefix("_orig_mod."): gradient for name, gradient in found.items()}
