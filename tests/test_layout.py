@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "auto_compressor"
 SCRIPTS = ("args", "data", "substep_trainer")  # other names of modules in the package
 # Of a family's files these are parts of others: what is outside, and small functions on tensors and rows.
-GROUND_NAMES = ("byte_rows", "cache_names", "gru_function", "identity", "loading", "tensors")
+GROUND_NAMES = ("byte_rows", "cache_names", "gru_function", "identity", "linear_cross_entropy", "loading", "tensors")
 
 GROUND, PART, CONFIGURATION, GENERATION, MODEL, TRAINING, HOME, FACE, SCRIPT, PROGRAM = range(10)
 

@@ -22,9 +22,14 @@ def shift_labels_left(labels: torch.LongTensor, skipped: torch.BoolTensor | None
     return targets.masked_fill(skipped, -100)
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def summed_cross_entropy(logits: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
     """Sum of the cross-entropies in float32, in nats: `(..., vocab_size)` and `(...)` -> scalar. -100 is ignored."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    logits = at_least_float32(logits).flatten(0, -2)  # (tokens, vocab)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
 
 
 def mean_over_targets(
@@ -71,6 +76,7 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 __all__ = [
+    "at_least_float32",
     "check_layer_checkpointing",
     "drops_caches",
     "equal_segment_lengths",

@@ -1,14 +1,17 @@
 """Next-token losses that never hold the logits of a whole sequence."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .linear_cross_entropy import at_least_float32, cross_entropies, divergences, fused_linear_loss, is_plain_linear
 
-# 2^25 float32 logits are 128 MiB.
-MAX_LOGITS_IN_MEMORY = 2**25
+
+# 2^23 float32 logits are 32 MiB.
+MAX_LOGITS_IN_MEMORY = 2**23
 
 
 def shift_labels_left(labels: torch.LongTensor, skipped: torch.BoolTensor | None = None) -> torch.LongTensor:
@@ -27,7 +30,8 @@ def shift_labels_left(labels: torch.LongTensor, skipped: torch.BoolTensor | None
 
 def summed_cross_entropy(logits: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
     """Sum of the cross-entropies in float32, in nats: `(..., vocab_size)` and `(...)` -> scalar. -100 is ignored."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    logits = at_least_float32(logits).flatten(0, -2)  # (tokens, vocab)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
 
 
 def sum_over_chunks(chunk_loss: Callable[..., torch.Tensor], vocab_size: int, *tensors: torch.Tensor) -> torch.Tensor:
@@ -57,7 +61,8 @@ def chunked_cross_entropy(
     `summed_cross_entropy(lm_head(hidden_states), targets)` with the logits of a few tokens in memory at a time.
 
     Args:
-        lm_head (`Callable`): Maps `(tokens, hidden_size)` to `(tokens, vocab_size)`.
+        lm_head (`Callable`): Maps `(tokens, hidden_size)` to `(tokens, vocab_size)`; a plain `nn.Linear` is called in
+            the forward pass only, and its loss can be differentiated once.
         hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last hidden states.
         targets (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Next tokens; -100 is ignored.
         vocab_size (`int`): Logits per token.
@@ -65,6 +70,9 @@ def chunked_cross_entropy(
     Returns:
         `torch.Tensor`: Scalar, in nats.
     """
+    if is_plain_linear(lm_head):
+        counted = targets != -100
+        return fused_linear_loss(cross_entropies, lm_head, hidden_states, targets, counted, MAX_LOGITS_IN_MEMORY)
 
     def chunk_loss(hidden_chunk, target_chunk):
         return summed_cross_entropy(lm_head(hidden_chunk), target_chunk)
@@ -90,13 +98,13 @@ def chunked_divergence(
         counted (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): Positions that count.
         vocab_size (`int`): Logits per token.
     """
+    token_losses = partial(divergences, teacher_head)
+    if is_plain_linear(lm_head):
+        return fused_linear_loss(token_losses, lm_head, hidden_states, teacher_states, counted, MAX_LOGITS_IN_MEMORY)
 
     def chunk_loss(hidden_chunk, teacher_chunk, counted_chunk):
-        teacher = teacher_head(teacher_chunk).float().log_softmax(dim=-1)  # (tokens, teacher's vocab)
-        # Of the tokens that both have; the control tokens of the student keep their share of the probability.
-        student = lm_head(hidden_chunk).float().log_softmax(dim=-1)[:, : teacher.shape[-1]]
-        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)  # (tokens,)
-        return (divergence * counted_chunk).sum()
+        student = at_least_float32(lm_head(hidden_chunk)).log_softmax(dim=-1)  # (tokens, vocab)
+        return token_losses(student, False, teacher_chunk).where(counted_chunk, 0).sum()
 
     return sum_over_chunks(chunk_loss, vocab_size, hidden_states, teacher_states, counted)
 

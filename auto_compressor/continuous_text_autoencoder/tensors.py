@@ -10,9 +10,14 @@ from torch.nn import functional as F
 MAX_LOGITS_IN_MEMORY = 2**25
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def summed_cross_entropy(logits: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
     """Sum of the cross-entropies in float32, in nats: `(..., vocab_size)` and `(...)` -> scalar. -100 is ignored."""
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    logits = at_least_float32(logits).flatten(0, -2)  # (tokens, vocab)
+    return F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
 
 
 def mean_over_targets(
@@ -103,6 +108,7 @@ class RunningNorm(nn.Module):
 __all__ = [
     "MAX_LOGITS_IN_MEMORY",
     "RunningNorm",
+    "at_least_float32",
     "count_for_mean",
     "is_distributed",
     "masked_mean",
