@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 
 import torch
 from torch.nn import functional as F
+
+from .prefix_keys import PrefixKeys
 
 
 def resolve_segment_lengths(segment_lengths: int | list[int] | None, length: int) -> list[int]:
@@ -115,10 +117,12 @@ class Prefix:
         vectors (`torch.Tensor` of shape `(batch or 1, prefix_length, embedding_dim)`): The vectors.
         weights (`torch.Tensor` of shape `(batch or 1, prefix_length)`, *optional*): How much of each is attended to,
             from 0 to 1; integers are a mask. `None`: all of all.
+        keys ([`PrefixKeys`]): What the layers made of the first vectors, which are not read again.
     """
 
     vectors: torch.Tensor
     weights: torch.Tensor | None = None
+    keys: PrefixKeys = PrefixKeys()
 
     @property
     def length(self) -> int:
@@ -133,25 +137,27 @@ class Prefix:
         """
         The prefix of the next segment: old and new vectors (paper, section 3.2), or the new ones only (RMT).
 
-        Rows without new vectors keep what they have.
+        Rows without new vectors keep what they have. The keys are those of `self`: where vectors are replaced there
+        are none.
         """
         if vectors.shape[1] == 0:
             return self
         new = Prefix(vectors.to(self.vectors.dtype), weights)
         if self.weights is None and weights is None:
-            return Prefix(torch.cat([self.vectors, new.vectors], dim=1)) if accumulate else new
+            return replace(self, vectors=torch.cat([self.vectors, new.vectors], dim=1)) if accumulate else new
         if not accumulate and weights is None:
             return new
         # (batch, vectors of each)
         old_mask, new_mask = (part.mask.expand(len(part.vectors), -1) for part in (self, new))
         if not accumulate:
             return Prefix(*replace_rows(self.vectors, old_mask, new.vectors, new_mask))
-        return Prefix(torch.cat([self.vectors, new.vectors], dim=1), torch.cat([old_mask, new_mask], dim=1))
+        vectors, mask = torch.cat([self.vectors, new.vectors], dim=1), torch.cat([old_mask, new_mask], dim=1)
+        return replace(self, vectors=vectors, weights=mask)
 
     def detach_first(self, num_vectors: int) -> "Prefix":
-        """Returns the prefix with its first vectors detached, where gradients then end."""
+        """Returns the prefix with its first vectors detached, where gradients then end; its keys are left alone."""
         weights = None if self.weights is None else detach_first(self.weights, num_vectors)
-        return Prefix(detach_first(self.vectors, num_vectors), weights)
+        return replace(self, vectors=detach_first(self.vectors, num_vectors), weights=weights)
 
 
 def detach_first(tensor: torch.Tensor, num_columns: int) -> torch.Tensor:
