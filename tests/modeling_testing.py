@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -251,6 +252,13 @@ def pad_rows(rows: list[torch.Tensor], side: str) -> tuple[torch.LongTensor, tor
         where = slice(width - row.shape[1], width) if side == "left" else slice(0, row.shape[1])
         ids[index, where], mask[index, where] = row[0], 1
     return ids, mask
+
+
+@contextmanager
+def plain_path():
+    """AutoCompressors read all summary vectors again in every segment."""
+    with patch("auto_compressor.autocompressor.modeling_autocompressor.keeps_keys", lambda *_: False):
+        yield
 
 
 @contextmanager
