@@ -19,13 +19,9 @@ from modeling_testing import (
     tiny_autocompressor,
     variable_autocompressor,
 )
-from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import DynamicCache
 from transformers.cache_utils import QuantizedLayer
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 
 from auto_compressor.autocompressor.prefix_keys import PrefixKeys
 from auto_compressor.autocompressor.softprompt_cache import SoftpromptCache
@@ -34,21 +30,6 @@ from auto_compressor.autocompressor.softprompt_cache import SoftpromptCache
 FIXED, VARIABLE = 3, 4  # vectors of a segment, in training
 fixed_and_variable = pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
 bases = pytest.mark.parametrize("name", ["opt", "llama", "mistral", "gemma"])
-
-
-@pytest.fixture
-def exact(monkeypatch):
-    """Norms, eager attention and losses in the dtype of their input: transformers takes them in float32."""
-    softmax = F.softmax
-
-    def normed(self, states):
-        return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + getattr(self, "eps", 1e-6))
-
-    for norm in (LlamaRMSNorm, MistralRMSNorm):
-        monkeypatch.setattr(norm, "forward", lambda self, states: self.weight * normed(self, states))
-    monkeypatch.setattr(GemmaRMSNorm, "forward", lambda self, states: (1 + self.weight) * normed(self, states))
-    monkeypatch.setattr(F, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim))
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
 
 
 def make_model(name: str, variable: bool, dtype: torch.dtype = torch.float64, **fields):
@@ -149,7 +130,7 @@ def columns_of(model, call) -> list[int]:
 @fixed_and_variable
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_outputs_and_gradients(name, variable, attn_implementation, training, exact):
+def test_outputs_and_gradients(name, variable, attn_implementation, training, without_float32):
     model = make_model(name, variable, attn_implementation=attn_implementation).train(training)
     for seed in range(6):
         assert_equals_plain_path(model, random_call(model, variable, seed))
@@ -157,7 +138,7 @@ def test_outputs_and_gradients(name, variable, attn_implementation, training, ex
 
 @both_families
 @pytest.mark.parametrize("truncate_bptt_segments", [1, 2, 3, 4])
-def test_gradients_are_cut_as_on_the_plain_path(name, truncate_bptt_segments, exact):
+def test_gradients_are_cut_as_on_the_plain_path(name, truncate_bptt_segments, without_float32):
     model = make_model(name, True, truncate_bptt_segments=truncate_bptt_segments).train()
     lengths = [3, 4, 2, 3, 4]
     call = {"input_ids": segmented_ids(2, lengths), "segment_lengths": lengths, "attention_mask": None}
@@ -169,7 +150,7 @@ def test_gradients_are_cut_as_on_the_plain_path(name, truncate_bptt_segments, ex
 @both_families
 @fixed_and_variable
 @pytest.mark.parametrize("truncate_bptt_segments", [1, 8])
-def test_recomputed_segments(name, variable, truncate_bptt_segments, exact):
+def test_recomputed_segments(name, variable, truncate_bptt_segments, without_float32):
     model = make_model(name, variable, truncate_bptt_segments=truncate_bptt_segments).train()
     for seed in range(4):
         call = random_call(model, variable, seed)
@@ -182,7 +163,7 @@ def test_recomputed_segments(name, variable, truncate_bptt_segments, exact):
 
 @both_families
 @fixed_and_variable
-def test_substeps(name, variable, exact):
+def test_substeps(name, variable, without_float32):
     """Each begins with the detached vectors of the one before, whose keys are made in its first segment."""
     model, lengths = make_model(name, variable).train(), [3, 4, 3]
     make_ids = segmented_ids if variable else lambda rows, lengths, seed: random_ids(rows, sum(lengths), seed=seed)
@@ -206,7 +187,7 @@ def test_substeps(name, variable, exact):
 @bases
 @fixed_and_variable
 @torch.no_grad()
-def test_compress_and_generate(name, variable, exact):
+def test_compress_and_generate(name, variable, without_float32):
     model, ids = make_model(name, variable), random_ids(2, 13)
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
@@ -228,7 +209,7 @@ def test_compress_and_generate(name, variable, exact):
 @fixed_and_variable
 @pytest.mark.parametrize("with_config", [True, False])
 @torch.no_grad()
-def test_returned_cache(name, variable, with_config, exact):
+def test_returned_cache(name, variable, with_config, without_float32):
     """It holds the keys of softprompt and text, remembers the softprompt, and can be cropped, copied and continued."""
     model, lengths = make_model(name, variable), [3, 4, 5]
     ids = segmented_ids(2, lengths) if variable else random_ids(2, 12)
@@ -252,7 +233,7 @@ def test_returned_cache(name, variable, with_config, exact):
 @both_families
 @fixed_and_variable
 @torch.no_grad()
-def test_hidden_states(name, variable, exact):
+def test_hidden_states(name, variable, without_float32):
     model = make_model(name, variable)
     call = {"input_ids": segmented_ids(2, [3, 4, 3]), "segment_lengths": [3, 4, 3], "output_hidden_states": True}
     with plain_path():
@@ -275,7 +256,7 @@ class RoundedLayer(QuantizedLayer):
 
 @both_families
 @torch.no_grad()
-def test_quantised_cache(name, exact):
+def test_quantised_cache(name, without_float32):
     """Its segment is read with all vectors, whose keys would else be rounded before they are seen."""
     model, ids = make_model(name, False), random_ids(2, 9)
 
@@ -395,7 +376,7 @@ def test_dropout_of_adapters_and_in_evaluation():
 
 
 @both_families
-def test_replaced_vectors(name, exact):
+def test_replaced_vectors(name, without_float32):
     model = make_model(name, False, accumulate_summary=False).train()
     ids = random_ids(2, 12)
     assert columns_of(model, lambda: model(ids, segment_lengths=4)) == [7, 10, 7]
@@ -412,7 +393,7 @@ def test_shape_of_attentions(name):
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
 @both_families
-def test_layer_checkpointing(name, exact):
+def test_layer_checkpointing(name, without_float32):
     """It drops caches; with it, segments are recomputed or not."""
     model = make_model(name, False).train()
     call = random_call(model, False, 1)
