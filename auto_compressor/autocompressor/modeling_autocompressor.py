@@ -44,6 +44,7 @@ from .checks import (
     check_text,
     check_window,
     drops_caches,
+    keeps_keys,
     resolve_num_summary,
     warn_of_positions,
 )
@@ -59,7 +60,6 @@ from .generation_autocompressor import AutoCompressorGenerationMixin
 from .loading import hinted
 from .losses import chunked_cross_entropy, mean_over_targets, summed_cross_entropy
 from .outputs import AutoCompressorOutput, SegmentSummary
-from .prefix_keys import keeps_keys
 from .segments import (
     Prefix,
     Text,

@@ -7,8 +7,10 @@ from itertools import starmap
 
 import torch
 from torch.nn import functional as F
+from transformers import Cache
 
-from .prefix_keys import PrefixKeys
+
+LayerKeys = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, each (rows, heads, vectors, head_dim)
 
 
 def resolve_segment_lengths(segment_lengths: int | list[int] | None, length: int) -> list[int]:
@@ -109,6 +111,41 @@ class Text:
 
 
 @dataclass(frozen=True)
+class PrefixKeys:
+    """
+    Keys and values of the first vectors of a prefix, with their gradient: later segments do not read these again.
+
+    Accumulated vectors stand in front of every segment, and attention is causal: what a layer makes of them depends on
+    nothing that comes after them.
+
+    Args:
+        parts (`tuple(tuple(tuple(torch.Tensor, torch.Tensor)))`): For every pass over vectors, keys and values of
+            each layer, `(rows, heads, vectors, head_dim)`. The passes stay apart, so that segments share them.
+    """
+
+    parts: tuple[tuple[LayerKeys, ...], ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Vectors whose keys are here."""
+        return sum(layers[0][0].shape[2] for layers in self.parts)
+
+    def write_to(self, cache: Cache):
+        """Puts the keys in front of an empty cache."""
+        for index, parts in enumerate(zip(*self.parts, strict=True)):
+            keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+            cache.update(keys, values, index)
+
+    def followed_by(self, cache: Cache | None, length: int) -> "PrefixKeys":
+        """The keys of the first `length` vectors, of which the new ones are copied from a cache: not those of text."""
+        if length <= self.length:
+            return self
+        new = slice(self.length, length)
+        part = tuple((layer.keys[:, :, new].clone(), layer.values[:, :, new].clone()) for layer in cache.layers)
+        return PrefixKeys((*self.parts, part))
+
+
+@dataclass(frozen=True)
 class Prefix:
     """
     What a segment begins with: the summary vectors of the text before it, its softprompt.
@@ -195,6 +232,7 @@ def join_attentions(segments: list[tuple | None]) -> tuple | None:
 
 __all__ = [
     "Prefix",
+    "PrefixKeys",
     "Text",
     "append_sum_tokens",
     "equal_segment_lengths",

@@ -23,7 +23,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 from transformers.cache_utils import QuantizedLayer
 
-from auto_compressor.autocompressor.prefix_keys import PrefixKeys
+from auto_compressor.autocompressor.segments import PrefixKeys
 from auto_compressor.autocompressor.softprompt_cache import SoftpromptCache
 
 
