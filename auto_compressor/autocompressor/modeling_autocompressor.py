@@ -332,13 +332,14 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         **kwargs,
     ) -> Iterator[SegmentOutput]:
         """Reads the segments in order, each with the summary vectors of those before; the last one fills the cache."""
-        last, widths, num_detached = len(segment_lengths) - 1, [prefix.length], 0
-        recompute = self.config.segment_gradient_checkpointing and self.training
+        config, last = self.config, len(segment_lengths) - 1
+        widths, num_detached = [prefix.length], 0
+        recompute = config.segment_gradient_checkpointing and self.training
         keeps = last > 0 and keeps_keys(self, kwargs.get("output_attentions"))
-        truncates = self.config.variable_length and self.config.accumulate_summary
+        truncates = config.variable_length and config.accumulate_summary
         # Keys lead gradients to the vectors that they were made of, and to those before. Where a cut is still to move,
         # only the keys of detached vectors, made after the cut, stay right; the others are made again.
-        is_cut = truncates and torch.is_grad_enabled() and last >= self.config.truncate_bptt_segments
+        is_cut = truncates and torch.is_grad_enabled() and last >= config.truncate_bptt_segments
         for index, segment in enumerate(text.split(segment_lengths)):
             forward_segment = self._forward_segment
             if recompute and index < last:
@@ -359,7 +360,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             prefix = output.prefix
             if truncates and output.summary is not None:
                 widths.append(output.summary.vectors.shape[1])
-                num_detached = sum(widths[: -self.config.truncate_bptt_segments])
+                num_detached = sum(widths[: -config.truncate_bptt_segments])
                 prefix = prefix.detach_first(num_detached)
             yield output
 

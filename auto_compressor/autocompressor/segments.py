@@ -138,7 +138,7 @@ class PrefixKeys:
 
     def followed_by(self, cache: Cache | None, length: int) -> "PrefixKeys":
         """The keys of the first `length` vectors, of which the new ones are copied from a cache: not those of text."""
-        if length <= self.length:
+        if cache is None or length <= self.length:
             return self
         new = slice(self.length, length)
         part = tuple((layer.keys[:, :, new].clone(), layer.values[:, :, new].clone()) for layer in cache.layers)
