@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 
@@ -155,6 +155,26 @@ def drops_caches(model: nn.Module) -> bool:
     return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
+def keeps_keys(model: PreTrainedModel, output_attentions: bool | None) -> bool:
+    """
+    Whether the keys of summary vectors are the same in all segments, so that later ones need not read them again.
+
+    They are not where vectors are replaced (RMT), attention sees what follows, or the angles of positions depend on
+    the length of the pass; nor are they there where layers are skipped or drop caches. Attention weights are returned
+    for the vectors too, which then must be read. Dropout is drawn once for a vector, as for the tokens of a context.
+    """
+    config = model.config
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    return (
+        config.accumulate_summary
+        and getattr(config, "is_causal", True)
+        and rope_type not in ("dynamic", "longrope")
+        and not (config.output_attentions if output_attentions is None else output_attentions)
+        and not (model.training and getattr(config, "layerdrop", 0))
+        and not drops_caches(model)
+    )
+
+
 def check_layer_checkpointing(model: nn.Module):
     """Raises a `ValueError` where variable-length summaries, which are unrolled on a cache, would lose it."""
     if drops_caches(model):
@@ -185,6 +205,7 @@ __all__ = [
     "check_text",
     "check_window",
     "drops_caches",
+    "keeps_keys",
     "resolve_num_summary",
     "warn_of_positions",
 ]

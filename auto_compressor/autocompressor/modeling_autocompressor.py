@@ -10,7 +10,7 @@ Chevalier et al., "Adapting Language Models to Compress Contexts", EMNLP 2023, h
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pickle import UnpicklingError
 
@@ -44,6 +44,7 @@ from .checks import (
     check_text,
     check_window,
     drops_caches,
+    keeps_keys,
     resolve_num_summary,
     warn_of_positions,
 )
@@ -245,36 +246,49 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         text_end = text_positions.amax(dim=1, keepdim=True) + 1
         return softprompt_positions, text_positions, text_end + torch.arange(num_summary, device=text_end.device)
 
+    def _segment_cache(
+        self, prefix: Prefix, num_summary: int, num_kept: int, cache: SoftpromptCache | None
+    ) -> SoftpromptCache | None:
+        """The cache that a segment is read into, with the known keys of its prefix; `None` if it needs none."""
+        if cache is None and (num_kept > 0 or prefix.keys.length > 0 or self.summaries.needs_cache(num_summary)):
+            cache = SoftpromptCache.from_cache(None)
+        # A quantised cache rounds what it holds, but not what is written to it in the same pass.
+        if cache is not None and cache.is_empty and not cache.is_quantized:
+            prefix.keys.write_to(cache)
+        return cache
+
     def _forward_segment(
-        self, text: Text, prefix: Prefix, num_summary: int, cache: SoftpromptCache | None, **kwargs
+        self, text: Text, prefix: Prefix, num_summary: int, num_kept: int, cache: SoftpromptCache | None, **kwargs
     ) -> SegmentOutput:
         """
         Reads `[softprompt ; text ; summary embeddings]` in one pass of the base model (paper, section 3.1).
 
-        A cache that holds keys holds the softprompt and the beginning of the segment's text. Rows of padding alone get
-        no summary vectors.
+        Vectors of the softprompt whose keys are known are not read again; the first `num_kept` leave theirs to the
+        next segment. A cache that holds keys holds the softprompt and the beginning of the segment's text. Rows of
+        padding alone get no summary vectors.
         """
         summaries, length, device = self.summaries, text.embeds.shape[1], text.embeds.device
         cached_length = 0 if cache is None else cache.text_length
-        unread = prefix.vectors if cache is None or cache.is_empty else prefix.vectors[:, :0]
+        # Causal attention needs no mask; but a given cache hides the softprompt's length from the base model, and it
+        # takes jumping positions for packed documents.
+        given = (text.mask, text.position_ids, prefix.weights, cache)
+        is_plain = not self.config.variable_length and all(argument is None for argument in given)
+        cache = self._segment_cache(prefix, num_summary, num_kept, cache)
+        num_read = 0 if cache is None else min(cache.get_query_offset(), prefix.length)
+        unread = prefix.vectors[:, num_read:]
         summary = summaries.embeds(text.embeds, num_summary)
         self._check_positions(prefix, cached_length + length, num_summary)
         text_mask = mask_or_ones(text.mask, cached_length + length, device)
         positions = self._segment_positions(prefix.mask, text_mask, text.position_ids, num_summary)
         # The base model sees the positions of its new columns only.
         new_positions = (
-            positions[0][:, : unread.shape[1]],
+            positions[0][:, num_read:],
             positions[1][:, -length:],
             positions[2][:, : summary.shape[1]],
         )
         masks = (prefix.mask, text_mask, mask_or_ones(None, summary.shape[1], device))
         key_weights = torch.cat([mask.expand(text.embeds.shape[0], -1) for mask in masks], dim=1)  # (rows, keys)
         embeds = torch.cat([unread, text.embeds, summary], dim=1)  # (rows, unread + length + summary, dim)
-        # Causal attention needs no mask; but a cache hides the softprompt's length from the base model, and it takes
-        # jumping positions for packed documents.
-        given = (text.mask, text.position_ids, prefix.weights, cache)
-        is_plain = not self.config.variable_length and all(argument is None for argument in given)
-        cache = summaries.cache_of_segment(cache, num_summary)
         outputs = self.model(
             inputs_embeds=embeds,
             attention_mask=None if is_plain else summaries.attention_mask(key_weights, embeds.shape[1], embeds.dtype),
@@ -288,6 +302,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
         read = ReadSegment(end_states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
         new, relative_lengths = summaries.summarise(read, num_summary)
+        prefix = replace(prefix, keys=prefix.keys.followed_by(cache, num_kept))
         if new is not None:
             prefix = prefix.followed_by(new.vectors, new.weights, self.config.accumulate_summary)
         return SegmentOutput(
@@ -317,8 +332,14 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         **kwargs,
     ) -> Iterator[SegmentOutput]:
         """Reads the segments in order, each with the summary vectors of those before; the last one fills the cache."""
-        last, widths = len(segment_lengths) - 1, [prefix.length]
-        recompute = self.config.segment_gradient_checkpointing and self.training
+        config, last = self.config, len(segment_lengths) - 1
+        widths, num_detached = [prefix.length], 0
+        recompute = config.segment_gradient_checkpointing and self.training
+        keeps = last > 0 and keeps_keys(self, kwargs.get("output_attentions"))
+        truncates = config.variable_length and config.accumulate_summary
+        # Keys lead gradients to the vectors that they were made of, and to those before. Where a cut is still to move,
+        # only the keys of detached vectors, made after the cut, stay right; the others are made again.
+        is_cut = truncates and torch.is_grad_enabled() and last >= config.truncate_bptt_segments
         for index, segment in enumerate(text.split(segment_lengths)):
             forward_segment = self._forward_segment
             if recompute and index < last:
@@ -327,17 +348,20 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 compressed_length = sum(segment_lengths[:last])
                 compressed_length -= self.summaries.count_sum_tokens(text, segment_lengths[:last])
                 cache.begin(prefix.vectors, prefix.weights, cache.compressed_length + compressed_length)
+            num_final = num_detached if is_cut else prefix.length
             output = forward_segment(
                 segment,
                 prefix,
                 num_summary=num_summary if output_softprompt or index < last else 0,
+                num_kept=num_final if keeps and index < last else 0,
                 cache=cache if index == last else None,
                 **kwargs,
             )
             prefix = output.prefix
-            if self.config.variable_length and self.config.accumulate_summary and output.summary is not None:
+            if truncates and output.summary is not None:
                 widths.append(output.summary.vectors.shape[1])
-                prefix = prefix.detach_first(sum(widths[: -self.config.truncate_bptt_segments]))
+                num_detached = sum(widths[: -config.truncate_bptt_segments])
+                prefix = prefix.detach_first(num_detached)
             yield output
 
     @takes_cache

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import starmap
 
 import torch
 from torch.nn import functional as F
+from transformers import Cache
+
+
+LayerKeys = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, each (rows, heads, vectors, head_dim)
 
 
 def resolve_segment_lengths(segment_lengths: int | list[int] | None, length: int) -> list[int]:
@@ -107,6 +111,41 @@ class Text:
 
 
 @dataclass(frozen=True)
+class PrefixKeys:
+    """
+    Keys and values of the first vectors of a prefix, with their gradient: later segments do not read these again.
+
+    Accumulated vectors stand in front of every segment, and attention is causal: what a layer makes of them depends on
+    nothing that comes after them.
+
+    Args:
+        parts (`tuple(tuple(tuple(torch.Tensor, torch.Tensor)))`): For every pass over vectors, keys and values of
+            each layer, `(rows, heads, vectors, head_dim)`. The passes stay apart, so that segments share them.
+    """
+
+    parts: tuple[tuple[LayerKeys, ...], ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Vectors whose keys are here."""
+        return sum(layers[0][0].shape[2] for layers in self.parts)
+
+    def write_to(self, cache: Cache):
+        """Puts the keys in front of an empty cache."""
+        for index, parts in enumerate(zip(*self.parts, strict=True)):
+            keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
+            cache.update(keys, values, index)
+
+    def followed_by(self, cache: Cache | None, length: int) -> "PrefixKeys":
+        """The keys of the first `length` vectors, of which the new ones are copied from a cache: not those of text."""
+        if cache is None or length <= self.length:
+            return self
+        new = slice(self.length, length)
+        part = tuple((layer.keys[:, :, new].clone(), layer.values[:, :, new].clone()) for layer in cache.layers)
+        return PrefixKeys((*self.parts, part))
+
+
+@dataclass(frozen=True)
 class Prefix:
     """
     What a segment begins with: the summary vectors of the text before it, its softprompt.
@@ -115,10 +154,12 @@ class Prefix:
         vectors (`torch.Tensor` of shape `(batch or 1, prefix_length, embedding_dim)`): The vectors.
         weights (`torch.Tensor` of shape `(batch or 1, prefix_length)`, *optional*): How much of each is attended to,
             from 0 to 1; integers are a mask. `None`: all of all.
+        keys ([`PrefixKeys`]): What the layers made of the first vectors, which are not read again.
     """
 
     vectors: torch.Tensor
     weights: torch.Tensor | None = None
+    keys: PrefixKeys = field(default_factory=lambda: PrefixKeys())  # torch.compile calls no class here
 
     @property
     def length(self) -> int:
@@ -133,25 +174,27 @@ class Prefix:
         """
         The prefix of the next segment: old and new vectors (paper, section 3.2), or the new ones only (RMT).
 
-        Rows without new vectors keep what they have.
+        Rows without new vectors keep what they have. The keys are those of `self`: where vectors are replaced there
+        are none.
         """
         if vectors.shape[1] == 0:
             return self
         new = Prefix(vectors.to(self.vectors.dtype), weights)
         if self.weights is None and weights is None:
-            return Prefix(torch.cat([self.vectors, new.vectors], dim=1)) if accumulate else new
+            return replace(self, vectors=torch.cat([self.vectors, new.vectors], dim=1)) if accumulate else new
         if not accumulate and weights is None:
             return new
         # (batch, vectors of each)
         old_mask, new_mask = (part.mask.expand(len(part.vectors), -1) for part in (self, new))
         if not accumulate:
             return Prefix(*replace_rows(self.vectors, old_mask, new.vectors, new_mask))
-        return Prefix(torch.cat([self.vectors, new.vectors], dim=1), torch.cat([old_mask, new_mask], dim=1))
+        vectors, mask = torch.cat([self.vectors, new.vectors], dim=1), torch.cat([old_mask, new_mask], dim=1)
+        return replace(self, vectors=vectors, weights=mask)
 
     def detach_first(self, num_vectors: int) -> "Prefix":
-        """Returns the prefix with its first vectors detached, where gradients then end."""
+        """Returns the prefix with its first vectors detached, where gradients then end; its keys are left alone."""
         weights = None if self.weights is None else detach_first(self.weights, num_vectors)
-        return Prefix(detach_first(self.vectors, num_vectors), weights)
+        return replace(self, vectors=detach_first(self.vectors, num_vectors), weights=weights)
 
 
 def detach_first(tensor: torch.Tensor, num_columns: int) -> torch.Tensor:
@@ -189,6 +232,7 @@ def join_attentions(segments: list[tuple | None]) -> tuple | None:
 
 __all__ = [
     "Prefix",
+    "PrefixKeys",
     "Text",
     "append_sum_tokens",
     "equal_segment_lengths",

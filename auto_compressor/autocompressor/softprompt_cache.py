@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from transformers import Cache, DynamicCache, QuantizedCache
+from transformers.cache_utils import QuantizedLayer
 
 
 class SoftpromptCache(DynamicCache):
@@ -74,6 +75,10 @@ class SoftpromptCache(DynamicCache):
     @property
     def is_empty(self) -> bool:
         return self.get_query_offset() == 0
+
+    @property
+    def is_quantized(self) -> bool:
+        return any(isinstance(layer, QuantizedLayer) for layer in self.layers)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         return super().get_seq_length(layer_idx)

@@ -82,9 +82,9 @@ class FixedSummaries:
         """How many of the first segments end with `<sum>`, which is no text."""
         return 0
 
-    def cache_of_segment(self, cache: SoftpromptCache | None, num_summary: int) -> SoftpromptCache | None:
-        """The cache that a segment is read into, if it takes one."""
-        return cache
+    def needs_cache(self, num_summary: int) -> bool:
+        """Whether the vectors are made on the keys of the segment."""
+        return False
 
     def attention_mask(self, key_weights: torch.Tensor, num_queries: int, dtype: torch.dtype) -> torch.Tensor:
         """A mask for the base model: of 0 and 1 as they are, `(rows, keys)`, of weights as a bias on the scores."""
@@ -151,8 +151,8 @@ class VariableSummaries(FixedSummaries):
         ends = [end - 1 for end in accumulate(segment_lengths)]
         return int(text.is_sum[:, ends].any(dim=0).sum()) if ends else 0
 
-    def cache_of_segment(self, cache: SoftpromptCache | None, num_summary: int) -> SoftpromptCache | None:
-        return SoftpromptCache.from_cache(None) if cache is None and num_summary > 0 else cache
+    def needs_cache(self, num_summary: int) -> bool:
+        return num_summary > 0
 
     def summarise(self, read: ReadSegment, num_summary: int) -> tuple[SegmentSummary | None, torch.Tensor | None]:
         if num_summary == 0:

@@ -500,7 +500,7 @@ def test_lora(name, tmp_path):
 
 
 @opt_and_llama
-def test_lora_trains_adapters_and_summary_only(name):
+def test_lora_trains_adapters_and_summary_only(name, without_float32):
     model = lora_model(tiny_autocompressor(name, torch.float64)).train()
     ids = random_ids(2, 9)
     call = {"labels": ids, "segment_lengths": [4, 5], "softprompt": random_softprompt(model, 2, 3)}
