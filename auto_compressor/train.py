@@ -98,6 +98,13 @@ def run(family: Family, arguments: RunArguments):
     trainer.accelerator.end_training()
 
 
+def without_default_steps(flags: list[str]) -> list[str]:
+    """The flags; where --num_train_epochs is one and --max_steps is not, without the default steps of a family."""
+    given = {flag.partition("=")[0] for flag in flags}
+    epochs_decide = given & {"--num_train_epochs", "--epochs"} and "--max_steps" not in given
+    return [*flags, "--max_steps", "-1"] if epochs_decide else flags
+
+
 def main(argv: Sequence[str] | None = None, prog: str | None = None):
     """Trains and evaluates as `argv` says, else the command line; errors and --help call the program `prog`."""
     # An unreachable hub is one error of one line, without the warnings of every try before it.
@@ -110,7 +117,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None):
     parser = HfArgumentParser(family.argument_groups, prog=prog, epilog=epilog)
     try:
         with expected_messages_are_silent():
-            run(family, RunArguments(*parser.parse_args_into_dataclasses(rest)))
+            run(family, RunArguments(*parser.parse_args_into_dataclasses(without_default_steps(rest))))
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog}: error: {error}")
 

@@ -32,7 +32,7 @@ from train_testing import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, OPTConfig, OPTForCausalLM, set_seed
 
 from args import ModelArguments, TrainingArguments
-from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel
+from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel, train
 from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.autocompressor.family import add_lora, load_model_and_tokenizer, load_teacher
 from auto_compressor.families import MODEL_TYPES, training_family
@@ -486,6 +486,22 @@ def test_scripts_only_name_runs(script, model_type, tmp_path):
     base = ["--model_name_or_path", "smollm2"] if model_type == "activation_compressor" else []
     found = settings_of_a_run(model_type, flags[:at] + flags[at + 2 :])
     assert found == settings_of_a_run(model_type, [*base, "--use_cpu"])
+
+
+@pytest.mark.parametrize(
+    "flags, max_steps", [([], 300), (["--num_train_epochs", "2"], -1), (["--num_train_epochs=2"], -1)]
+)
+@pytest.mark.parametrize("given", [None, 7])
+def test_epochs_that_are_given_decide(flags, max_steps, given, monkeypatch, tmp_path):
+    """Not the default number of steps of a family, unless steps are given too."""
+    runs = []
+    monkeypatch.setattr(train, "run", lambda family, arguments: runs.append(arguments.training))
+    steps = [] if given is None else ["--max_steps", str(given)]
+    train.main(
+        ["--model_type", "hierarchical_autoencoder", "--output_dir", str(tmp_path), "--use_cpu", *flags, *steps]
+    )
+    assert runs[0].max_steps == (max_steps if given is None else given)
+    assert runs[0].num_train_epochs == (2 if flags else 1)
 
 
 def test_run_scripts_parse():
