@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
+from train_testing import run_program
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -304,13 +305,7 @@ def saved_for_backward(sizes: list[int]):
 
 def run_on_two_processes(script: str, folder: Path):
     """Runs a test file as the worker of one of its tests, which gets the folder as its argument."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    folders = [ROOT, ROOT / "tests", *sorted({path.parent for path in (ROOT / "tests").glob("*/test_*.py")})]
-    path = os.pathsep.join([*map(str, folders), os.environ["PYTHONPATH"]])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, script, str(folder)], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = run_program(script, folder, num_processes=2)
     assert done.returncode == 0, done.stderr
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import yaml
 from lm_eval import __main__ as lm_eval_command
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from lm_eval.tasks import TaskManager
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ByteTokenizer, HierarchicalAutoencoder, HierarchicalAutoencoderConfig
@@ -204,6 +206,12 @@ def tasks(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def own_tasks_only(monkeypatch):
+    """lm-eval without the thousands of tasks that come with it, whose files it reads in every run."""
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+
+
 def evaluate(tasks, output, *arguments: str) -> dict:
     """Runs the command; returns the results and the samples by task."""
     shared = ["--include_path", str(tasks), "--output_path", str(output), "--log_samples", "--device", "cpu"]
@@ -240,7 +248,7 @@ def test_evaluate(two_levels, tasks, tmp_path, capsys):
         assert row["resps"] == [[generate(lm, doc["question"], until=["\n"], max_gen_toks=12)]]
 
 
-def test_evaluate_hands_other_models_on(tasks, tmp_path):
+def test_evaluate_hands_other_models_on(tasks, own_tasks_only, tmp_path):
     """A model of transformers, and arguments that the command does not name."""
     config = LlamaConfig(**SIZES, vocab_size=259, bos_token_id=258, eos_token_id=256, pad_token_id=257)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
@@ -281,7 +289,7 @@ def test_other_commands_refuse_arguments_that_they_do_not_know(capsys):
 
 
 @pytest.mark.parametrize(("task", "checkpoint"), [("no_such_task", ""), ("ae_choice", "no_such_folder")])
-def test_errors_are_one_line(two_levels, tasks, capsys, task, checkpoint):
+def test_errors_are_one_line(two_levels, tasks, own_tasks_only, capsys, task, checkpoint):
     model = ["--model", "hier_ae", "--model_args", f"checkpoint={two_levels / checkpoint}"]
     assert main(["evaluate", *model, "--tasks", task, "--include_path", str(tasks)]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("auto-compressor: error: ")]

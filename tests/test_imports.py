@@ -1,6 +1,7 @@
 """`import auto_compressor` is light, and the Auto classes know its models in whatever order things are imported."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -32,14 +33,54 @@ print([name for name in ("torch", "transformers", "rich") if name in sys.modules
 """
 
 
+# Runs the programs that it reads in processes forked from one that has imported what transformers imports.
+FORK = """
+import gc, json, os, sys, traceback
+import datasets, scipy.optimize, torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
+assert not {"auto_compressor", "transformers"} & set(sys.modules)
+gc.freeze()
+for line in sys.stdin:
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.dup2(writing, 1)
+        try:
+            exec(json.loads(line), {"__name__": "__main__"})
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as printed:
+        text = printed.read()
+    os.wait()
+    print(json.dumps(text), flush=True)
+"""
+
+
+def new_environment():
+    path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
 def output_of(code):
     """The lines that a new process prints."""
-    path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=new_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def output_of_fork():
+    """The lines that a program prints in a new process that has imported torch, which takes most of the time."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORK], cwd=ROOT, env=new_environment(), **pipes) as process:
+
+        def output_of_fork(code):
+            print(json.dumps(code), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline()).splitlines()
+
+        yield output_of_fork
 
 
 # What is loaded
@@ -106,11 +147,11 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-def test_models_are_registered_after(order):
-    assert output_of(order + USE) == ["LlamaAutoCompressorModel", "False"]
+def test_models_are_registered_after(order, output_of_fork):
+    assert output_of_fork(order + USE) == ["LlamaAutoCompressorModel", "False"]
 
 
-def test_names_of_transformers_are_there_at_once():
+def test_names_of_transformers_are_there_at_once(output_of_fork):
     """The README's order: a name of transformers, bound in the import that ends with the registration."""
     code = f"""
 import auto_compressor
@@ -120,17 +161,17 @@ from auto_compressor import LlamaAutoCompressorConfig
 {NAMES}
 print(type(AutoModelForCausalLM.from_config(LlamaAutoCompressorConfig(**sizes, summary_length=2))).__name__)
 """
-    assert output_of(code) == ["LlamaAutoCompressorModel"]
+    assert output_of_fork(code) == ["LlamaAutoCompressorModel"]
 
 
-def test_pickled_classes_register():
+def test_pickled_classes_register(output_of_fork):
     """Another process reads a class by its module and name, those of before the module was moved."""
     pickled = b"cauto_compressor.softprompt_cache" + bytes([10]) + b"SoftpromptCache" + bytes([10]) + b"."
     code = f"""
 import pickle
 print(pickle.loads({pickled!r}))
 """
-    lines = output_of(code + USE)
+    lines = output_of_fork(code + USE)
     assert lines == [
         "<class 'auto_compressor.autocompressor.softprompt_cache.SoftpromptCache'>",
         "LlamaAutoCompressorModel",
@@ -138,7 +179,7 @@ print(pickle.loads({pickled!r}))
     ]
 
 
-def test_threads():
+def test_threads(output_of_fork):
     code = """
 import threading, auto_compressor, importlib
 names = ["transformers"]
@@ -147,10 +188,10 @@ threads = [threading.Thread(target=importlib.import_module, args=[name]) for nam
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
-    assert output_of(code + USE) == ["LlamaAutoCompressorModel", "False"]
+    assert output_of_fork(code + USE) == ["LlamaAutoCompressorModel", "False"]
 
 
-def test_a_module_that_fails(tmp_path):
+def test_a_module_that_fails(tmp_path, output_of_fork):
     """Its error goes out as it is, and the next import of the package registers."""
     (tmp_path / "failing.py").write_text("import transformers\nraise OSError('as it is')\n")
     code = f"""
@@ -162,10 +203,10 @@ except OSError as error:
     print(error)
 import auto_compressor.files.bundled
 """
-    assert output_of(code + USE) == ["as it is", "LlamaAutoCompressorModel", "False"]
+    assert output_of_fork(code + USE) == ["as it is", "LlamaAutoCompressorModel", "False"]
 
 
-def test_transformers_that_fails(tmp_path):
+def test_transformers_that_fails(tmp_path, output_of_fork):
     """The package waits for a transformers that can be loaded."""
     (tmp_path / "transformers.py").write_text("raise ImportError('broken')\n")
     code = f"""
@@ -177,16 +218,16 @@ except ImportError as error:
     print(error)
 sys.path.remove({str(tmp_path)!r})
 """
-    assert output_of(code + USE) == ["broken", "LlamaAutoCompressorModel", "False"]
+    assert output_of_fork(code + USE) == ["broken", "LlamaAutoCompressorModel", "False"]
 
 
-def test_the_loaders_of_modules_stay_usable():
+def test_the_loaders_of_modules_stay_usable(output_of_fork):
     code = """
 import auto_compressor, inspect, importlib
 import auto_compressor.files.bundled as bundled, transformers
 print(importlib.reload(bundled) is bundled, "BUNDLED" in inspect.getsource(bundled), type(bundled.__loader__).__name__)
 """
-    assert output_of(code) == ["True True SourceFileLoader"]
+    assert output_of_fork(code) == ["True True SourceFileLoader"]
 
 
 # Public names

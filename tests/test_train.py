@@ -1,6 +1,6 @@
 """`train.py` and the run scripts from end to end, on a tiny OPT and the bundled text.
 
-Most runs are calls of `train.main()` in this process; those that are about processes are subprocesses.
+Most runs are calls of `train.main()` in this process; those that are about processes have processes of their own.
 """
 
 import csv
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,14 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from train_testing import (
     ROOT,
-    TORCHRUN,
     common_arguments,
     environment,
     losses_in,
     metrics_of,
     read_json,
     run_command,
+    run_program,
+    run_script,
     weights_in,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, OPTConfig, OPTForCausalLM, set_seed
@@ -285,8 +287,8 @@ def test_bad_arguments_end_in_one_line(arguments, message, base, main, tmp_path)
 
 
 def test_unknown_model_without_hub(tmp_path):
-    command = [sys.executable, "train.py", "--use_cpu", "--do_eval", "--output_dir", tmp_path]
-    done = run_command(*command, "--model_name_or_path", "nobody/no-such-model")
+    arguments = ["--use_cpu", "--do_eval", "--output_dir", tmp_path]
+    done = run_program("train.py", *arguments, "--model_name_or_path", "nobody/no-such-model")
     assert done.returncode == 1
     assert re.fullmatch(r"train.py: error: .*nobody/no-such-model.*`tiny`.*`smollm2`.*\n", done.stderr)
 
@@ -337,7 +339,7 @@ def test_two_processes_equal_one(kind, base, cache_dir, main, tmp_path):
     config = read_json(still / "config.json") | {"dropout": 0.0}
     (still / "config.json").write_text(json.dumps(config))
     arguments[1] = still
-    done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *arguments)
+    done = run_program("train.py", *common_arguments(cache_dir, tmp_path / "two"), *arguments, num_processes=2)
     assert done.returncode == 0, done.stderr
     one = main(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
     assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-5, atol=1e-5)
@@ -361,16 +363,10 @@ def test_a_warm_up_as_long_as_the_run_is_one_warning(model_type, warm_up, main, 
 
 def test_a_run_says_a_short_line_for_each_report(base, cache_dir, tmp_path):
     """And nothing that sounds like a fault: of new summary vectors, of control tokens, of a tied head."""
-    command = [
-        sys.executable,
-        "train.py",
-        *common_arguments(cache_dir, tmp_path / "out"),
-        "--model_name_or_path",
-        base,
-    ]
+    command = ["train.py", *common_arguments(cache_dir, tmp_path / "out"), "--model_name_or_path", base]
     command += [*VARIABLE, "--do_train", "--max_steps", 2, "--save_steps", 1, "--resume_from_checkpoint", "true"]
-    for steps in (2, 3):
-        done = run_command(*command, "--max_steps", steps)
+    for steps, run in ((2, partial(run_command, sys.executable)), (3, run_program)):
+        done = run(*command, "--max_steps", steps)
         said = done.stdout + done.stderr
         assert done.returncode == 0, said
         assert re.search(rf"step {steps}/{steps}  loss [\d.]+  learning_rate [\d.e-]+  left 0:00:00", said), said
@@ -391,7 +387,7 @@ def test_run_train_full_attention(kind, base, cache_dir, main, tmp_path):
         assert read_json(tmp_path / "first" / "config.json")["segment_length"] == 16
     variables = {"NUM_GPUS": "0", "BASE": name, "OUT": str(tmp_path / "out"), "BATCH": "2", "MODE": "FA"}
     arguments = f"--max_steps 2 --block_size 64 --max_train_samples 8 --max_eval_samples 2 --cache_dir {cache_dir}"
-    done = run_command("bash", "run/train.sh", *arguments.split(), TRAIN_SETS="", EVAL_SETS="", **variables)
+    done = run_script("train.sh", *arguments.split(), TRAIN_SETS="", EVAL_SETS="", **variables)
     assert done.returncode == 0, done.stdout
     config = read_json(tmp_path / "out" / "config.json")
     assert (config["summary_length"], config["sum_token_id"], config.get("segment_length")) == (0, None, None)
@@ -529,7 +525,7 @@ def test_run_train_end_to_end(cache_dir, tmp_path):
 def test_run_train_variable_length(cache_dir, tmp_path):
     variables = {"NUM_GPUS": "0", "BASE": "tiny", "OUT": str(tmp_path), "BATCH": "4", "SEQ": "2", "CML": "3"}
     arguments = f"--max_steps 1 --block_size 64 --max_train_samples 16 --max_eval_samples 4 --cache_dir {cache_dir}"
-    done = run_command("bash", "run/train.sh", *arguments.split(), "--compression_lambda", "0.5", **variables)
+    done = run_script("train.sh", *arguments.split(), "--compression_lambda", "0.5", **variables)
     assert done.returncode == 0, done.stdout
     assert "Run ac_tiny_sub2_seg2_cml3_" in done.stdout
     config = read_json(tmp_path / "config.json")

@@ -9,13 +9,14 @@ from activation_testing import tiny_base
 from torch import nn
 from torch.testing import assert_close
 from train_testing import (
-    TORCHRUN,
     common_arguments,
     environment,
     losses_in,
     metrics_of,
     read_json,
     run_command,
+    run_program,
+    run_script,
     weights_in,
 )
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
@@ -216,7 +217,8 @@ def test_two_processes_equal_one(options, bases, cache_dir, train_llama, tmp_pat
     arguments = ["--do_train", "--do_eval", "--max_steps", 3, "--optim", "sgd", "--max_eval_samples", 3, *options]
     fixed = ["--model_type", "activation_compressor", "--model_name_or_path", bases["llama"], *SIZES]
     sizes = ["--per_device_eval_batch_size", 1]
-    done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *fixed, *arguments, *sizes)
+    arguments_of_two = [*common_arguments(cache_dir, tmp_path / "two"), *fixed, *arguments, *sizes]
+    done = run_program("train.py", *arguments_of_two, num_processes=2)
     assert done.returncode == 0, done.stderr
     one = train_llama(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
     for folder in ("two", "two/base") if options else ("two",):
@@ -314,7 +316,7 @@ def test_run_script_end_to_end(bases, cache_dir, tmp_path):
     settings = {"OUT": str(tmp_path / "out"), "STEPS": "2", "NUM_GPUS": "0", "BASE": str(bases["gpt2"])}
     settings |= {"RATIO": "3", "LENGTH": "64", "CONTINUATION": "16", "EVAL": "1"}
     small = ["--num_sinks", 2, "--recent_window", 4, "--max_train_samples", 4, "--max_eval_samples", 2]
-    done = run_command("bash", "run/train_activation.sh", *small, "--cache_dir", cache_dir, **settings)
+    done = run_script("train_activation.sh", *small, "--cache_dir", cache_dir, **settings)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "top1_agreement" in done.stdout
     assert AutoModel.from_pretrained(tmp_path / "out").config.base_model_type == "gpt2"

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from train_testing import (
     ROOT,
-    TORCHRUN,
     common_arguments,
     environment,
     losses_in,
     metrics_of,
     read_json,
     run_command,
+    run_program,
+    run_script,
     weights_in,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
@@ -359,7 +360,8 @@ def test_two_processes_equal_one(family, options, cache_dir, documents, main, tm
     arguments = [*TINY[family], *options, *documents, "--do_train", "--do_eval", "--max_steps", 4, "--optim", "sgd"]
     arguments += ["--max_eval_samples", 7, "--max_train_samples", 16]
     sizes = ["--per_device_eval_batch_size", 1]
-    done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *arguments, *sizes)
+    two = [*common_arguments(cache_dir, tmp_path / "two"), *arguments, *sizes]
+    done = run_program("train.py", *two, num_processes=2)
     assert done.returncode == 0, done.stderr
     sizes = ["--per_device_eval_batch_size", 2, "--per_device_train_batch_size", 4]
     one = main(*arguments, *sizes, output_dir=tmp_path / "one")
@@ -533,7 +535,7 @@ def test_run_baseline(cache_dir, tmp_path):
     settings = {"OUT": str(tmp_path / "out"), "MAX_STEPS": "2", "NUM_GPUS": "0", "HIDDEN_SIZE": "8", "NUM_LEVELS": "4"}
     settings |= {"SEQUENCE_LENGTH": "32", "META_UNCERTAINTY_THRESHOLD": "1 2", "DATA": "bundled", "LR": "1e-3"}
     small = ["--max_train_samples", 16, "--max_eval_samples", 2, "--cache_dir", cache_dir, "--carry_state"]
-    done = run_command("bash", "run/train_baseline.sh", *small, **settings)
+    done = run_script("train_baseline.sh", *small, **settings)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "Run gru_byte_L32_B0k" in done.stdout and "bits_per_byte" in done.stdout
     config = AutoModelForCausalLM.from_pretrained(tmp_path / "out").config

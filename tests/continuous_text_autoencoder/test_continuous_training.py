@@ -31,6 +31,7 @@ from train_testing import (
     metrics_of,
     read_json,
     run_command,
+    run_script,
     weights_in,
 )
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser, TrainingArguments, get_cosine_schedule_with_warmup
@@ -590,7 +591,7 @@ def test_run_script(cache_dir, tmp_path):
     settings = {"OUT": str(tmp_path / "out"), "STEPS": "2", "NUM_GPUS": "0", "EMBEDDING": "8", "HIDDEN": "16"}
     settings |= {"BLOCK": "32", "REPORT": "tensorboard", "CHUNK": "8"}
     small = ["--max_train_samples", 32, "--max_eval_samples", 2, "--cache_dir", cache_dir, "--logging_steps", 1]
-    done = run_command("bash", "run/train_continuous.sh", *small, **settings)
+    done = run_script("train_continuous.sh", *small, **settings)
     assert done.returncode == 0, done.stderr + done.stdout
     assert read_json(tmp_path / "out" / "config.json")["chunk_size"] == 8
     assert "random_token_accuracy" in done.stdout

@@ -17,7 +17,16 @@ from modeling_testing import DOUBLE, run_on_two_processes
 from test_hierarchical_autoencoder import all_levels, random_bytes, tiny_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from train_testing import ROOT, TORCHRUN, common_arguments, losses_in, metrics_of, read_json, run_command, weights_in
+from train_testing import (
+    ROOT,
+    common_arguments,
+    losses_in,
+    metrics_of,
+    read_json,
+    run_program,
+    run_script,
+    weights_in,
+)
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
 from args import HierarchicalArguments
@@ -212,7 +221,7 @@ def test_two_processes_equal_one(cache_dir, main, tmp_path):
     """With fsq: that codebooks are the same is tested in float64, where rounding makes no other choice of a code."""
     arguments = [*TINY, "--do_train", "--do_eval", "--max_steps", 3, "--optim", "sgd", "--quantizer", "fsq"]
     arguments += ["--max_eval_samples", 3, "--per_device_eval_batch_size", 1, "--border_rule", "target_ratio"]
-    done = run_command(*TORCHRUN, *common_arguments(cache_dir, tmp_path / "two"), *arguments)
+    done = run_program("train.py", *common_arguments(cache_dir, tmp_path / "two"), *arguments, num_processes=2)
     assert done.returncode == 0, done.stderr
     one = main(*arguments, "--per_device_train_batch_size", 4, output_dir=tmp_path / "one")
     assert_close(weights_in(tmp_path / "two"), weights_in(one), rtol=1e-5, atol=1e-5)
@@ -323,7 +332,7 @@ def test_run_script(cache_dir, tmp_path):
         "BLOCK": "64",
     }
     small = ["--max_train_samples", 16, "--max_eval_samples", 2, "--cache_dir", cache_dir]
-    done = run_command("bash", "run/train_hierarchical.sh", *small, **settings)
+    done = run_script("train_hierarchical.sh", *small, **settings)
     assert done.returncode == 0, done.stderr + done.stdout
     assert read_json(tmp_path / "out" / "config.json")["level_configs"][0]["codebook_size"] == 32
     assert "reconstruction_accuracy" in done.stdout
