@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from transformers import PreTrainedModel
 
-from auto_compressor.autocompressor import softprompts as package
-from auto_compressor.autocompressor.softprompts import load_softprompt, save_softprompt
+from auto_compressor.autocompressor.softprompts import SOFTPROMPT, load_softprompt, save_softprompt
+from auto_compressor.files import vector_file
 
 from .cases import Case, require_right, share
 from .models import make_model
@@ -27,14 +27,14 @@ def with_checksum(data: bytes) -> bytes:
     try:
         ((name, vectors),) = load(data).items()
         metadata = json.loads(split_safetensors(data)[0])["__metadata__"]
-        return save({name: vectors}, metadata | {"sha256": package._checksum(vectors, metadata)})
+        return save({name: vectors}, metadata | {"sha256": vector_file.checksum(vectors, metadata)})
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return data
 
 
 def held(data: bytes) -> torch.Tensor:
     """The vectors of a file, as safetensors reads them."""
-    return load(data)[package.TENSOR]
+    return load(data)[SOFTPROMPT.name]
 
 
 def read(path: Path, model: PreTrainedModel | None, vectors: torch.Tensor, sealed: bool):

@@ -41,7 +41,7 @@ from data import DataCollator, cut_documents
 SIZES = (
     "--hidden_size 16 --intermediate_size 24 --num_hidden_layers 1 --num_expander_layers 1 --codebook_size 32".split()
 )
-TINY = ["--model_type", "hierarchical_autoencoder", *SIZES, "--block_size", "64"]
+TINY = ["--model_type", "hierarchical_autoencoder", *SIZES, "--block_size", "64", "--warmup_steps", "0"]
 
 
 # What evaluation measures
@@ -201,7 +201,7 @@ def test_reported_losses_are_the_models(main):
 
 def test_training_goes_on_from_a_model(main, tmp_path):
     first = main(*TINY, "--do_train", "--max_steps", 1, output_dir=tmp_path / "first")
-    arguments = ["--model_type", "hierarchical_autoencoder", "--model_name_or_path", first]
+    arguments = ["--model_type", "hierarchical_autoencoder", "--model_name_or_path", first, "--warmup_steps", 0]
     second = main(*arguments, "--do_eval", "--do_train", "--max_steps", 1, output_dir=tmp_path / "second")
     assert AutoModel.from_pretrained(second).config.block_size == 64
     assert not torch.equal(weights_in(second)["expanders.0.norm.weight"], weights_in(first)["expanders.0.norm.weight"])
