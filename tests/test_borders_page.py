@@ -294,7 +294,7 @@ BAD_INPUT = {
     "no bytes": (["--text", "{tmp}/text", "--max-bytes", "0"], "--max-bytes must be 1 or more, got 0"),
     "no borders": (
         ["--text", "{tmp}/text", "--model", "{tmp}/llama"],
-        "must be a adaptive_byte or hierarchical_autoencoder, it is a llama",
+        "must be of the type adaptive_byte or hierarchical_autoencoder, it is of the type llama",
     ),
 }
 

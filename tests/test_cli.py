@@ -210,7 +210,7 @@ def test_a_softprompt_needs_an_autocompressor(byte_folder, capsys):
 def test_generate_needs_a_language_model(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "hierarchical_autoencoder"}')
     assert main(["generate", "--model", str(tmp_path), "--prompt", "a"]) == 1
-    assert "must be a causal language model, it is a hierarchical_autoencoder" in one_line(capsys.readouterr())
+    assert "causal language model, it is of the type hierarchical_autoencoder" in one_line(capsys.readouterr())
 
 
 @pytest.fixture(scope="module")

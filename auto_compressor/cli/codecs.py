@@ -44,7 +44,7 @@ def check_options(args: argparse.Namespace, command: ModuleType, direction: str)
         for dest, action in options_of(other).items():
             if dest not in own and getattr(args, dest) != action.default:
                 option = action.option_strings[0]
-                raise ValueError(f"{option} must not be given: it is for {other.KIND}, {args.model} is another kind.")
+                raise ValueError(f"{option} must not be given with {args.model}: it is for {other.KIND}.")
 
 
 def run(args: argparse.Namespace, direction: str):
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace, direction: str):
     known = {*sum(FAMILIES.values(), ()), *commands_by_type("COMPRESS")} - set(commands)
     if model_type in known:
         kinds = "; ".join(command.KIND for command in dict.fromkeys(commands.values()))
-        raise ValueError(f"--model {args.model} must be one of these kinds, it is a {model_type}: {kinds}.")
+        raise ValueError(
+            f"--model {args.model} is of the type {model_type}, it must be of one of these kinds: {kinds}."
+        )
     command = commands.get(model_type, commands["gru_byte"])
     check_options(args, command, direction)
     command.run(args)

@@ -197,7 +197,7 @@ def load_model(args: argparse.Namespace, *model_types: str, option: str = "--mod
         check_causal_lm(f"{option} {args.model}", config)
     elif config.model_type not in model_types:
         kinds = " or ".join(model_types)
-        raise ValueError(f"{option} {args.model} must be a {kinds}, it is a {config.model_type}.")
+        raise ValueError(f"{option} {args.model} must be of the type {kinds}, it is of the type {config.model_type}.")
     auto_class = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
     return load(auto_class, args.model, dtype="auto").eval().to(device)
 

@@ -96,7 +96,7 @@ def load_base_model(name: str, **kwargs) -> PreTrainedModel:
 def check_causal_lm(name: str, config: PreTrainedConfig):
     """Raises a `ValueError` for the config of a model that is no causal language model."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{name} must be a causal language model, it is a {config.model_type}.")
+        raise ValueError(f"{name} must be a causal language model, it is of the type {config.model_type}.")
 
 
 def load_base_config(name: str, **kwargs) -> PreTrainedConfig:

@@ -523,12 +523,15 @@ def failure(capsys, *arguments) -> str:
         (["--recall", "0"], "--recall must be 4 or more"),
         (["--context-length", "250"], "256 positions of the base, got 270"),
         (["--context-length", "230", "--recall", "4"], "256 positions of the base, got 262"),
-        (["--compressor", "{folder}"], "must be an activation_compressor, it is a llama"),
+        (["--compressor", "{folder}"], "must be of the type activation_compressor, it is of the type llama"),
         (["--compressor", "{folder}/nothing"], "Cannot load the model"),
         (["--text", "{short}"], "must hold 180 tokens, it has 2"),
         (["--output", "{short}"], "must be a folder, it is a file"),
         (["--output", "{folder}/nothing/report"], "there is no folder"),
-        (["--model", "{folder}/compressor"], "must be a causal language model, it is a activation_compressor"),
+        (
+            ["--model", "{folder}/compressor"],
+            "causal language model, it is of the type activation_compressor",
+        ),
     ],
 )
 def test_errors_are_one_line_and_write_nothing(folder, tmp_path, capsys, options, message):

@@ -228,7 +228,10 @@ BAD_COMMANDS = {
     "lengths": (["--lengths", "32", "0"], "--lengths must be 1 or more, got 0"),
     "batch size": (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
     "no model": (["--model", "{tmp}/none"], "none"),
-    "another model": (["--model", "{other}"], "must be a continuous_text_autoencoder, it is a gru_byte"),
+    "another model": (
+        ["--model", "{other}"],
+        "type continuous_text_autoencoder, it is of the type gru_byte",
+    ),
     "no tokenizer": (["--tokenizer", "{tmp}/none"], "Cannot load the tokenizer"),
     "no data": (["{tmp}/none.jsonl"], "No such file"),
     "too short": (["{tmp}/short.txt", "--lengths", "512"], "The texts must hold 512 tokens at least"),
