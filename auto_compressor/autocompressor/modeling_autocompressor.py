@@ -9,7 +9,7 @@ Chevalier et al., "Adapting Language Models to Compress Contexts", EMNLP 2023, h
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pickle import UnpicklingError
@@ -508,6 +508,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         max_summary_length: int | None = None,
         return_attention_mask: bool = False,
+        progress: Callable[[Iterator[SegmentOutput]], Iterable[SegmentOutput]] = iter,
     ) -> torch.FloatTensor | tuple[torch.FloatTensor, torch.LongTensor]:
         r"""
         Compresses a text of any length into summary vectors, one segment at a time and without logits.
@@ -521,6 +522,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             return_attention_mask (`bool`, defaults to `False`):
                 Whether to return the `softprompt_attention_mask` too, which rows with different numbers of vectors
                 need.
+            progress (`Callable`, *optional*):
+                Takes the iterator over segments and gives it back, as `tqdm` does.
 
         Returns:
             `torch.FloatTensor` of shape `(batch_size, softprompt_length, embedding_dim)`; with
@@ -549,7 +552,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         text = Text(inputs_embeds, mask, is_sum=summaries.sum_mask(input_ids, mask))
         prefix = Prefix(*check_softprompt(softprompt, softprompt_attention_mask, inputs_embeds))
         num_summary = resolve_num_summary(max_summary_length, config)
-        for segment in self._forward_segments(text, prefix, lengths, num_summary, output_softprompt=True):
+        segments = self._forward_segments(text, prefix, lengths, num_summary, output_softprompt=True)
+        for segment in progress(segments):
             prefix = segment.prefix
         softprompt, kept = prefix.vectors, prefix.mask.expand(len(prefix.vectors), -1)
         if return_attention_mask:

@@ -53,9 +53,7 @@ def run(args: argparse.Namespace, direction: str):
     known = {*sum(FAMILIES.values(), ()), *commands_by_type("COMPRESS")} - set(commands)
     if model_type in known:
         kinds = "; ".join(command.KIND for command in dict.fromkeys(commands.values()))
-        raise ValueError(
-            f"--model {args.model} is of the type {model_type}, it must be of one of these kinds: {kinds}."
-        )
+        raise ValueError(f"--model {args.model} is of the type {model_type}, it must be one of: {kinds}.")
     command = commands.get(model_type, commands["gru_byte"])
     check_options(args, command, direction)
     command.run(args)

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 from ...cli.common import (
@@ -44,21 +45,18 @@ def compress_with_progress(model, input_ids, segment_length: int | None, max_sum
     """Returns `model.compress(input_ids)`, segment by segment under a progress bar."""
     from ..segments import resolve_segment_lengths
 
-    length, softprompt = input_ids.shape[1], None
+    length = input_ids.shape[1]
     if segment_length is None:
         segment_lengths = model.default_segment_lengths(length)
     else:
         segment_lengths = resolve_segment_lengths(segment_length, length)
-    segments = input_ids.split(segment_lengths, dim=1)
-    with progress_bar() as progress:
-        for segment in progress.track(segments, description="Compressing segments"):
-            softprompt = model.compress(
-                segment,
-                segment_lengths=segment.shape[1],
-                softprompt=softprompt,
-                max_summary_length=max_summary_length,
-            )
-    return softprompt
+    with progress_bar() as bar:
+        return model.compress(
+            input_ids,
+            segment_lengths=segment_lengths,
+            max_summary_length=max_summary_length,
+            progress=partial(bar.track, total=len(segment_lengths), description="Compressing segments"),
+        )
 
 
 def print_summary(num_tokens: int, text_bytes: int, softprompt, path: Path, seconds: float):
