@@ -16,6 +16,15 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def is_fused(head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> bool:
+    """
+    Whether the loss of `head(states)` is a [`LinearLoss`].
+
+    Not in float16: gradients of the sum, which are made before anybody divides or scales it, can be too large for it.
+    """
+    return is_plain_linear(head) and torch.float16 not in (head.weight.dtype, dtype_of_products(states))
+
+
 def is_plain_linear(head: Callable[[torch.Tensor], torch.Tensor]) -> bool:
     """Whether calling `head` only multiplies by its weight: without adapter, quantisation, hook or other `forward`."""
     if type(head) is not nn.Linear or type(head.weight) not in (nn.Parameter, torch.Tensor) or "forward" in vars(head):
@@ -178,7 +187,7 @@ def fused_linear_loss(
 
     Args:
         token_losses (`Callable`): `cross_entropies`, or `divergences` with its teacher's head.
-        head (`nn.Linear`): As [`is_plain_linear`] wants it.
+        head (`nn.Linear`): As [`is_fused`] wants it.
         states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last hidden states.
         targets (`torch.Tensor` of shape `(batch_size, sequence_length, ...)`): What `token_losses` compares with.
         counted (`torch.BoolTensor` of shape `(batch_size, sequence_length)`): Positions that count.
@@ -193,4 +202,4 @@ def fused_linear_loss(
     return LinearLoss.apply(rows, head.weight, head.bias, token_losses, *chunked)
 
 
-__all__ = ["at_least_float32", "cross_entropies", "divergences", "fused_linear_loss", "is_plain_linear"]
+__all__ = ["at_least_float32", "cross_entropies", "divergences", "fused_linear_loss", "is_fused"]

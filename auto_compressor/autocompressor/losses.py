@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .linear_cross_entropy import at_least_float32, cross_entropies, divergences, fused_linear_loss, is_plain_linear
+from .linear_cross_entropy import at_least_float32, cross_entropies, divergences, fused_linear_loss, is_fused
 
 
 # 2^23 float32 logits are 32 MiB.
@@ -70,7 +70,7 @@ def chunked_cross_entropy(
     Returns:
         `torch.Tensor`: Scalar, in nats.
     """
-    if is_plain_linear(lm_head):
+    if is_fused(lm_head, hidden_states):
         counted = targets != -100
         return fused_linear_loss(cross_entropies, lm_head, hidden_states, targets, counted, MAX_LOGITS_IN_MEMORY)
 
@@ -99,7 +99,7 @@ def chunked_divergence(
         vocab_size (`int`): Logits per token.
     """
     token_losses = partial(divergences, teacher_head)
-    if is_plain_linear(lm_head):
+    if is_fused(lm_head, hidden_states):
         return fused_linear_loss(token_losses, lm_head, hidden_states, teacher_states, counted, MAX_LOGITS_IN_MEMORY)
 
     def chunk_loss(hidden_chunk, teacher_chunk, counted_chunk):

@@ -53,9 +53,15 @@ def run_layer(layer: nn.GRU, inputs: torch.Tensor, before: torch.Tensor) -> torc
     weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
     if inputs.shape[1] == 1:  # half the time of the general way
         return torch.gru_cell(inputs[:, 0], before, *weights)[:, None]
-    if is_trained_on_cpu(inputs, before, *layer.parameters()):
+    if not has_hooks(layer) and is_trained_on_cpu(inputs, before, *layer.parameters()):
         return GRUFunction.apply(inputs.transpose(0, 1), before, *weights).transpose(0, 1)
     return layer(inputs, before[None].contiguous())[0]  # torch takes (layers = 1, batch, size)
+
+
+def has_hooks(layer: nn.GRU) -> bool:
+    """Whether calling a layer does more than its arithmetic, such as pruning its weights."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks)
 
 
 def is_trained_on_cpu(*tensors: torch.Tensor) -> bool:

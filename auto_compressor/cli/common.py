@@ -243,7 +243,7 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8 text, byte {error.start} is not.") from error
     if not text.strip():
-        raise ValueError(f"{path} must hold text, it is empty.")
+        raise ValueError(f"{path} must hold text, it is empty or white space.")
     return text
 
 

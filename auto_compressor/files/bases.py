@@ -104,7 +104,7 @@ def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
     try:
         return load(AutoConfig, resolve_base(name), **kwargs)
     except OSError as error:
-        why = reason(error.__cause__).rstrip(".")
+        why = reason(error.__cause__ or error).rstrip(".")
         raise OSError(f"Cannot read the model {name!r} ({why}). Without a hub: {OFFLINE_BASES}.") from error
 
 

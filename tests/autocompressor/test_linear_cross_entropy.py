@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from auto_compressor import OPTAutoCompressorModel
 from auto_compressor.autocompressor import losses
-from auto_compressor.autocompressor.linear_cross_entropy import LinearLoss, is_plain_linear
+from auto_compressor.autocompressor.linear_cross_entropy import LinearLoss, is_fused, is_plain_linear
 from auto_compressor.autocompressor.losses import chunked_cross_entropy, chunked_divergence
 
 
@@ -218,14 +218,15 @@ def test_half_precision_adds_up_in_float32(dtype):
         assert (gradient.double() * 65536 - right).norm() < 2e-2 * right.norm()
 
 
-def test_factors_that_float16_does_not_have():
-    """As a gradient scaler's may be."""
-    head, rows = make_head(dtype=torch.float16), make_rows(3, torch.float16)
-    rows = (rows[0] * 1e-3, *rows[1:])
-    (gradient,) = torch.autograd.grad(entropy(head, *rows), head.weight)
-    (scaled,) = torch.autograd.grad(entropy(head, *rows), head.weight, torch.tensor(2.0**17))
-    assert scaled.isfinite().all()
-    assert_close(scaled.double(), gradient.double() * 2**17)
+def test_gradients_that_float16_does_not_have():
+    """Of the sum of many tokens, before it is divided by their number: such a loss is not fused."""
+    head = nn.Linear(8, 50, bias=False)
+    states, targets = 10 * torch.randn(1, 20000, 8).abs(), torch.full((1, 20000), 3)
+    with torch.autocast("cpu", torch.float16):
+        assert not is_fused(head, states)
+        loss = chunked_cross_entropy(head, states, targets, 50) / 20000
+    assert torch.autograd.grad(loss, head.weight)[0].isfinite().all()
+    assert is_fused(head, states) and not is_fused(nn.Linear(8, 50).half(), states.half())
 
 
 def test_recomputation():

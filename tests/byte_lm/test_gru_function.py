@@ -7,6 +7,7 @@ import torch
 from modeling_testing import DOUBLE, gradients, pad_rows, random_ids
 from test_adaptive_byte import every_model, tiny_model
 from torch import nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from auto_compressor import AdaptiveByteConfig, AdaptiveByteForCausalLM
@@ -205,3 +206,18 @@ def test_transforms_of_torch(how, runs):
     found = torch.func.grad(loss)(inputs) if how == "func" else torch.autograd.grad(loss(inputs), inputs)[0]
     assert_close(found, expected, **PARITY)
     assert len(runs) == 1
+
+
+def test_a_layer_with_hooks_is_called():
+    """Pruning makes the weights anew before every call."""
+    block = GRUBlock(6).double()
+    prune.l1_unstructured(block.layers[0], "weight_hh_l0", amount=0.5)
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.5)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = block(torch.ones(2, 5, 6).double())[0].pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0] and (block.layers[0].weight_hh_l0 == 0).sum() == 54
