@@ -4,10 +4,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import starmap
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
-from transformers import Cache
+
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 
 LayerKeys = tuple[torch.Tensor, torch.Tensor]  # keys and values of one layer, each (rows, heads, vectors, head_dim)
@@ -130,13 +134,13 @@ class PrefixKeys:
         """Vectors whose keys are here."""
         return sum(layers[0][0].shape[2] for layers in self.parts)
 
-    def write_to(self, cache: Cache):
+    def write_to(self, cache: "Cache"):
         """Puts the keys in front of an empty cache."""
         for index, parts in enumerate(zip(*self.parts, strict=True)):
             keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
             cache.update(keys, values, index)
 
-    def followed_by(self, cache: Cache | None, length: int) -> "PrefixKeys":
+    def followed_by(self, cache: "Cache | None", length: int) -> "PrefixKeys":
         """The keys of the first `length` vectors, of which the new ones are copied from a cache: not those of text."""
         if cache is None or length <= self.length:
             return self

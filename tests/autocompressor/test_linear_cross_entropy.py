@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from modeling_testing import random_ids
+from modeling_testing import random_ids, tiny_autocompressor
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
@@ -352,7 +352,7 @@ def test_an_adapted_head_is_called(called):
 
 def test_a_model_that_is_compiled():
     """In one graph, with the loss and gradients of the model that is not."""
-    model = tiny_model()
+    model = tiny_autocompressor("llama", torch.float64).train()  # OPT of 5.17 breaks its graph
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.manual_seed(3)
     expected = gradients_of(model, skip_logits=True, use_cache=False)
