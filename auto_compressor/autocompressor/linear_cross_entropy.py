@@ -5,7 +5,7 @@ Training", 2024, section 3.2).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def is_fused(head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> bool:
+def is_fused(head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> TypeGuard[nn.Linear]:
     """
     Whether the loss of `head(states)` is a [`LinearLoss`].
 
@@ -25,7 +25,7 @@ def is_fused(head: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor)
     return is_plain_linear(head) and torch.float16 not in (head.weight.dtype, dtype_of_products(states))
 
 
-def is_plain_linear(head: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+def is_plain_linear(head: Callable[[torch.Tensor], torch.Tensor]) -> TypeGuard[nn.Linear]:
     """Whether calling `head` only multiplies by its weight: without adapter, quantisation, hook or other `forward`."""
     if type(head) is not nn.Linear or type(head.weight) not in (nn.Parameter, torch.Tensor) or "forward" in vars(head):
         return False
@@ -99,7 +99,7 @@ def add_gradients(
     chunk: slice,
     rows: torch.Tensor,
     matrix: torch.Tensor,
-    counted: torch.BoolTensor,
+    counted: torch.Tensor,
 ):
     """
     Adds what a chunk of tokens gives to the gradients of states, weight and bias, those that are no `None`.
@@ -136,7 +136,7 @@ class LinearLoss(torch.autograd.Function):
         token_losses: Callable[..., torch.Tensor],
         with_gradients: bool,
         tokens_per_chunk: int,
-        counted: torch.BoolTensor,
+        counted: torch.Tensor,
         targets: torch.Tensor,
     ) -> torch.Tensor:
         needed = [with_gradients and needs for needs in ctx.needs_input_grad[:3]]
@@ -156,7 +156,7 @@ class LinearLoss(torch.autograd.Function):
             total += losses.where(counted[chunk], 0).sum()
             add_gradients(gradients, scores, chunk, rows[chunk], matrix, counted[chunk])
         pairs = zip(gradients, inputs, strict=True)
-        ctx.save_for_backward(*(None if tensor is None else gradient.to(tensor.dtype) for gradient, tensor in pairs))
+        ctx.save_for_backward(*(g if g is None or tensor is None else g.to(tensor.dtype) for g, tensor in pairs))
         return total
 
     @staticmethod
@@ -179,7 +179,7 @@ def fused_linear_loss(
     head: nn.Linear,
     states: torch.Tensor,
     targets: torch.Tensor,
-    counted: torch.BoolTensor,
+    counted: torch.Tensor,
     max_logits: int,
 ) -> torch.Tensor:
     """
