@@ -551,7 +551,7 @@ BAD_INPUT = {
     "not encoded": (["decode", "{tmp}/text.txt"], "must be a file that `auto-compressor encode` wrote"),
     "no model": (["encode", "{tmp}/text.txt", "--model", "{tmp}/none"], "Cannot load the model"),
     "no config": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models"], "model"),
-    "a language model": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models/llama"], "it is a llama"),
+    "a language model": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models/llama"], "it is of the type llama"),
     "damaged weights": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models/damaged"], "Cannot load the model"),
     "missing weights": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models/missing"], "it lacks compressors.0."),
     "other sizes": (["encode", "{tmp}/text.txt", "--model", "{tmp}/models/sizes"], "Cannot load the model"),
