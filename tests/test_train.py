@@ -29,6 +29,7 @@ from train_testing import (
     run_command,
     run_program,
     run_script,
+    start_script,
     weights_in,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, OPTConfig, OPTForCausalLM, set_seed
@@ -442,12 +443,7 @@ NAMES_A_RUN |= {"eval_strategy", "eval_steps", "save_steps", "save_total_limit",
 
 def script_arguments(script, tmp_path):
     """The arguments that a script starts train.py with."""
-    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "python").chmod(0o755)
-    settings = {"PATH": f"{tmp_path}:{environment()['PATH']}", "OUT": str(tmp_path / "out"), "NUM_GPUS": "0"}
-    done = run_command("bash", f"run/{script}", **settings)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1].split()[1:]
+    return start_script(script, OUT=str(tmp_path / "out"), NUM_GPUS="0")[1][1:]
 
 
 def settings_of_a_run(model_type, flags):

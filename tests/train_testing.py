@@ -91,8 +91,8 @@ def run_program(*command, num_processes=1):
     return subprocess.CompletedProcess(command, code, *map("".join, said))
 
 
-def run_script(script, *arguments, **variables):
-    """`bash run/script arguments`, whose `python train.py ...` is run by [`run_program`]."""
+def start_script(script, *arguments, **variables):
+    """Runs `bash run/script arguments`, whose `python` only notes its arguments; returns what it said, and these."""
     with tempfile.TemporaryDirectory() as folder:
         stub, given = Path(folder) / "python", Path(folder) / "given"
         stub.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > {given}\n')
@@ -100,7 +100,13 @@ def run_script(script, *arguments, **variables):
         path = f"{folder}:{environment()['PATH']}"
         done = run_command("bash", f"run/{script}", *arguments, **variables | {"PATH": path})
         assert done.returncode == 0, done.stderr
-        ran = run_program(*given.read_text().split("\0")[:-1])
+        return done, given.read_text().split("\0")[:-1]
+
+
+def run_script(script, *arguments, **variables):
+    """`bash run/script arguments`, whose `python train.py ...` is run by [`run_program`]."""
+    done, command = start_script(script, *arguments, **variables)
+    ran = run_program(*command)
     return subprocess.CompletedProcess(ran.args, ran.returncode, done.stdout + ran.stdout, done.stderr + ran.stderr)
 
 

@@ -22,7 +22,6 @@ from modeling_testing import (
 )
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from auto_compressor.autocompressor.gating import relative_lengths, survival, survives
 from auto_compressor.autocompressor.segments import append_sum_tokens
@@ -30,20 +29,6 @@ from auto_compressor.autocompressor.segments import append_sum_tokens
 
 training_or_not = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 accumulating_or_not = pytest.mark.parametrize("accumulate_summary", [True, False], ids=["accumulate", "replace"])
-
-
-@pytest.fixture
-def exact(monkeypatch):
-    """Norms and losses in the dtype of their input: transformers takes them in float32."""
-
-    def norm(self, states):
-        return self.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    def cross_entropy(logits, targets):
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
-    monkeypatch.setattr("auto_compressor.autocompressor.modeling_autocompressor.summed_cross_entropy", cross_entropy)
 
 
 # The formula
@@ -148,7 +133,7 @@ LENGTHS = [5, 3, 6, 3]
 @opt_and_llama
 @accumulating_or_not
 @pytest.mark.parametrize("truncate_bptt_segments", [1, 2, 3])
-def test_training_equals_a_loop_over_rows(name, accumulate_summary, truncate_bptt_segments, exact):
+def test_training_equals_a_loop_over_rows(name, accumulate_summary, truncate_bptt_segments, without_float32):
     model = variable_autocompressor(
         name, accumulate_summary=accumulate_summary, truncate_bptt_segments=truncate_bptt_segments
     ).train()
@@ -193,7 +178,7 @@ def mean_text_loss(outputs, ids):
 @all_autocompressors
 @accumulating_or_not
 @torch.no_grad()
-def test_evaluation_equals_a_loop_over_rows(name, accumulate_summary, exact):
+def test_evaluation_equals_a_loop_over_rows(name, accumulate_summary, without_float32):
     model = variable_autocompressor(name, accumulate_summary=accumulate_summary, compress_stop_threshold=0.45)
     ids = segmented_ids(4, LENGTHS, seed=2)
     ids[1, 7], ids[2, -1] = 9, 9
@@ -224,7 +209,7 @@ def test_evaluation_equals_a_loop_over_rows(name, accumulate_summary, exact):
 
 @both_families
 @training_or_not
-def test_loss_of_a_batch_is_the_sum_of_its_parts(name, training, exact):
+def test_loss_of_a_batch_is_the_sum_of_its_parts(name, training, without_float32):
     """With the targets of all as the divisor, as the Trainer gives it under gradient accumulation."""
     model, ids = variable_autocompressor(name).train(training), segmented_ids(4, LENGTHS)
     call, num_items = {"segment_lengths": LENGTHS, "output_softprompt": True}, torch.tensor(4 * 12)
@@ -274,7 +259,7 @@ def finite_difference(value, parameter, index, step=1e-5):
 
 @opt_and_llama
 @accumulating_or_not
-def test_gradients_equal_finite_differences(name, accumulate_summary, exact):
+def test_gradients_equal_finite_differences(name, accumulate_summary, without_float32):
     model = variable_autocompressor(name, accumulate_summary=accumulate_summary, truncate_bptt_segments=3).train()
     ids, lengths = segmented_ids(2, [4, 3, 5]), [4, 3, 5]
     ids[:, 7:] = ids[:, 7:].clamp(max=49)
@@ -358,7 +343,7 @@ def test_layer_gradient_checkpointing(name):
 
 @opt_and_llama
 @torch.no_grad()
-def test_weight_to_zero_equals_absence(name, exact):
+def test_weight_to_zero_equals_absence(name, without_float32):
     model, ids = variable_autocompressor(name), segmented_ids(2, [4, 5])
     softprompt = random_softprompt(model, 2, 3)
 
@@ -401,7 +386,7 @@ def test_eager_equals_sdpa(name, training):
 
 
 @pytest.mark.parametrize("name", ["opt", "llama"])
-def test_gradient_of_the_weights(name, exact):
+def test_gradient_of_the_weights(name, without_float32):
     model, ids = variable_autocompressor(name), segmented_ids(2, [4, 5])
     softprompt = random_softprompt(model, 2, 3)
     weights = torch.tensor([[0.9, 0.3, 0.5], [0.2, 1.0, 0.01]], dtype=torch.float64, requires_grad=True)

@@ -26,12 +26,12 @@ from torch.testing import assert_close
 from train_testing import (
     ROOT,
     common_arguments,
-    environment,
     losses_in,
     metrics_of,
     read_json,
     run_command,
     run_script,
+    start_script,
     weights_in,
 )
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser, TrainingArguments, get_cosine_schedule_with_warmup
@@ -551,13 +551,9 @@ def test_published_architecture():
 
 def script_arguments(tmp_path, **variables):
     """The arguments that the script starts train.py with, and what it says."""
-    stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\necho "$@"\n')
-    stub.chmod(0o755)
-    paths = {"PATH": f"{tmp_path}:{environment()['PATH']}", "OUT": str(tmp_path / "out"), "NUM_GPUS": "0"}
-    done = run_command("bash", "run/train_continuous.sh", "--token_dropout", "0.1", **paths | variables)
-    assert done.returncode == 0, done.stderr
-    said, command = done.stdout.splitlines()
+    settings = {"OUT": str(tmp_path / "out"), "NUM_GPUS": "0"} | variables
+    done, started = start_script("train_continuous.sh", "--token_dropout", "0.1", **settings)
+    (said,), command = done.stdout.splitlines(), " ".join(started)
     assert command.split()[:2] == ["train.py", "--use_cpu"] and command.endswith(" --token_dropout 0.1")
     parser = HfArgumentParser(training_family("continuous_text_autoencoder").argument_groups)
     return said, *parser.parse_args_into_dataclasses(command.replace(" ".join(TYPE), "").split()[1:])

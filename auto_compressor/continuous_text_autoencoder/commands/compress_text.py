@@ -20,19 +20,25 @@ def add_options(parser: argparse.ArgumentParser):
     """What `compress` takes for these models beside file, output, model and device."""
 
 
+def load_with_its_tokenizer(args: argparse.Namespace):
+    """Returns the ContinuousTextAutoencoder of `--model` and the tokenizer beside it, which must be its own."""
+    from ..modeling_continuous_text_autoencoder import check_tokenizer
+
+    model, tokenizer = load_model(args, "continuous_text_autoencoder"), load_tokenizer(args.model)
+    check_tokenizer(tokenizer, model.config.vocab_size)
+    return model, tokenizer
+
+
 def run(args: argparse.Namespace):
     import torch
 
     from ..latents import save_latents
-    from ..modeling_continuous_text_autoencoder import check_tokenizer
 
     if str(args.output) == "-":
         raise ValueError("--output must be a file, latents are not written to standard output.")
     check_output(args.output)
     text = read_text(args.file)
-    model = load_model(args, "continuous_text_autoencoder")
-    tokenizer = load_tokenizer(args.model)
-    check_tokenizer(tokenizer, model.config.vocab_size)
+    model, tokenizer = load_with_its_tokenizer(args)
     input_ids = token_ids(tokenizer, text, model.device).long()  # (1, length)
     start = time.perf_counter()
     with torch.no_grad():
