@@ -101,6 +101,7 @@ class HierarchicalLevelConfig(LlamaConfig):
             )
         positive = ("num_hidden_layers", "num_memory_layers", "num_expander_layers", "window", "memory_window")
         positive += ("max_patch_length", "num_queries", "codebook_size", "codebook_dim", "num_quantizers")
+        positive += ("hidden_size", "intermediate_size")
         for field in positive:
             if getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be 1 or more, got {getattr(self, field)}.")

@@ -289,6 +289,8 @@ def test_frozen_levels_stay_as_they_are(main, tmp_path):
     "arguments, message",
     [
         ("--num_levels 2 --hidden_size 16 16 16", "--hidden_size must have one value, or one per level"),
+        ("--hidden_size 0", "`hidden_size` must be 1 or more, got 0"),
+        ("--intermediate_size 0", "`intermediate_size` must be 1 or more, got 0"),
         ("--quantizer vq", "`quantizer` must be one of"),
         ("--border_rule entropy", "`border_rule` must be one of"),
         ("--block_size 0", "block_size"),
