@@ -43,7 +43,7 @@ class ModelArguments:
         default_factory=lambda: ["embed_summary"],
         metadata={
             "help": "Modules that are trained in full and saved with the adapters; those of the summary vectors that"
-            " the model has (embed_summary or stop_head, and the rows of <sum> and <eoc>) always are."
+            " the model has (embed_summary, stop_head, summary_norm, and the rows of <sum> and <eoc>) always are."
         },
     )
 
@@ -61,6 +61,20 @@ class TrainingArguments(OptimArguments):
         metadata={
             "help": "Keep the summary vectors of all earlier segments; false keeps the last ones only, RMT (default:"
             " as in the checkpoint, else true)."
+        },
+    )
+    summary_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "What summary vectors are made of: tokens (last hidden states at summary embeddings), means (of the"
+            " segment's last hidden states, over windows), both (default: as in the checkpoint, else tokens)."
+        },
+    )
+    summary_scale: str | None = field(
+        default=None,
+        metadata={
+            "help": "Bring summary vectors to the size of token embeddings: normalized, or learned, a factor for each"
+            " dimension that starts there (default: as in the checkpoint, else as large as hidden states)."
         },
     )
     compression_max_len: int | None = field(

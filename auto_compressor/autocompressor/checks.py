@@ -77,6 +77,15 @@ def check_segments(asked: int | list[int] | None, lengths: list[int], cached_len
         )
 
 
+def check_summary_source(config: PreTrainedConfig, cached_length: int, output_softprompt: bool):
+    """Raises a `ValueError` where means would be over a part of the segment: a cache holds no last hidden states."""
+    if config.summary_source != "tokens" and output_softprompt and cached_length:
+        raise ValueError(
+            f"`output_softprompt` must be False where `cache` holds text: the last hidden states of its"
+            f" {cached_length} tokens, of which `summary_source` {config.summary_source!r} takes the means, are gone."
+        )
+
+
 def check_attention_mask(
     attention_mask: torch.Tensor | None, text: torch.Tensor, seen_length: int, cached_length: int
 ) -> torch.LongTensor | None:
@@ -201,6 +210,7 @@ __all__ = [
     "check_position_ids",
     "check_segments",
     "check_softprompt",
+    "check_summary_source",
     "check_targets",
     "check_text",
     "check_window",

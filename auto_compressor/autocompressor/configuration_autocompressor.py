@@ -8,6 +8,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, OPTConfig, Qwen2Config, Qwen3Config
 
 
+SUMMARY_SOURCES = ("tokens", "means", "both")
+SUMMARY_SCALES = (None, "normalized", "learned")
+
+
 @dataclass(kw_only=True, repr=False)
 class AutoCompressorConfigMixin:
     r"""
@@ -38,6 +42,15 @@ class AutoCompressorConfigMixin:
         segment_length (`int`, *optional*):
             Tokens of a segment where a caller names none: as many as the model was trained with, which training
             writes here. Without it, texts are cut into equal segments that fit the positions.
+        summary_source (`str`, defaults to `"tokens"`):
+            What the summary vectors of a fixed number are made of: `"tokens"`, the last hidden states at the summary
+            embeddings (paper, section 3.1); `"means"`, the means of the segment's last hidden states over
+            `summary_length` windows of equal length (Feldman and Artzi, "Simple Context Compression", 2025,
+            arXiv 2510.20797, section 3); `"both"`, the sum of the two.
+        summary_scale (`str`, *optional*):
+            How large summary vectors are. By default as large as hidden states. `"normalized"` brings each to the root
+            mean square of the token embeddings, which is what the first layer expects; `"learned"` starts there and
+            learns a factor for each dimension.
     """
 
     base_model_type: ClassVar[str]
@@ -62,11 +75,18 @@ class AutoCompressorConfigMixin:
     truncate_bptt_segments: int = 1
     compress_stop_threshold: float | int | None = None
     segment_length: int | None = None
+    summary_source: str = "tokens"
+    summary_scale: str | None = None
 
     @property
     def variable_length(self) -> bool:
         """Whether the model decides how many summary vectors a segment gets."""
         return self.sum_token_id is not None and self.compression_max_len > 0
+
+    @property
+    def num_summary_tokens(self) -> int:
+        """Summary embeddings, which are read after every segment that is compressed."""
+        return 0 if self.variable_length or self.summary_source == "means" else self.summary_length
 
     @property
     def max_vectors(self) -> int:
@@ -95,6 +115,9 @@ class AutoCompressorConfigMixin:
             if not value <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be {value} or more, and finite, got {getattr(self, name)}.")
         self._check_control_tokens()
+        for name, choices in (("summary_source", SUMMARY_SOURCES), ("summary_scale", SUMMARY_SCALES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         threshold = self.compress_stop_threshold
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"`compress_stop_threshold` must be above 0 and at most 1, got {threshold}.")

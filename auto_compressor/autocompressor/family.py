@@ -67,6 +67,7 @@ def summary_config(
     """The fields of the config that say how summary vectors are made, where they are not to be as in `config`."""
     names = ("summary_length", "accumulate_summary", "segment_gradient_checkpointing", "compression_max_len")
     names += ("compression_lambda", "compression_alpha", "truncate_bptt_segments", "compress_stop_threshold")
+    names += ("summary_source", "summary_scale")
     fields = {name: getattr(training_args, name) for name in names if getattr(training_args, name) is not None}
     if training_args.full_attention:
         return fields | PLAIN
@@ -143,7 +144,8 @@ def lora_config(model: PreTrainedModel, model_args: ModelArguments) -> LoraConfi
     targets = model_args.lora_target_modules
     check_untied("--lora_target_modules", targets, model)
     check_untied("--lora_modules_to_save", model_args.lora_modules_to_save, model)
-    own = {"embed_summary": model.embed_summary, "stop_head": model.stop_head}
+    learned = model.summary_norm if model.config.summary_scale == "learned" else None
+    own = {"embed_summary": model.embed_summary, "stop_head": model.stop_head, "summary_norm": learned}
     modules = [name for name in model_args.lora_modules_to_save if name not in own]
     modules += [name for name, module in own.items() if module is not None]
     control_tokens = [model.config.sum_token_id, model.config.eoc_token_id]

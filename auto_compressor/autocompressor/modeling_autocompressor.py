@@ -17,6 +17,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     Cache,
@@ -40,6 +41,7 @@ from .checks import (
     check_position_ids,
     check_segments,
     check_softprompt,
+    check_summary_source,
     check_targets,
     check_text,
     check_window,
@@ -73,6 +75,7 @@ from .softprompt_cache import SoftpromptCache
 from .summaries import FixedSummaries, ReadSegment, VariableSummaries
 
 
+
 @dataclass
 class SegmentOutput:
     """
@@ -87,6 +90,27 @@ class SegmentOutput:
     relative_lengths: torch.Tensor | None
     hidden_states: tuple[torch.Tensor, ...] | None
     attentions: tuple[torch.Tensor, ...] | None
+
+
+class SummaryNorm(nn.Module):
+    """
+    RMSNorm (Zhang and Sennrich, NeurIPS 2019, equation 4) of summary vectors, `(..., dim)` in and out.
+
+    Its gain starts at the root mean square of the token embeddings; it is a parameter only if it is learned.
+    """
+
+    eps = 1e-6  # beside the mean square of a hidden state, which is about 1
+
+    def __init__(self, dim: int, learned: bool):
+        super().__init__()
+        weight = torch.ones(dim)
+        if learned:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
 
 
 def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
@@ -119,8 +143,10 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     def setup_autocompressor(self):
         """Adds the modules of an AutoCompressor to those of the base model."""
         config, embedding_dim = self.config, self.embedding_dim
-        num_fixed = 0 if config.variable_length else config.summary_length
-        self.embed_summary = nn.Embedding(num_fixed, embedding_dim) if num_fixed > 0 else None
+        num_tokens = config.num_summary_tokens
+        self.embed_summary = nn.Embedding(num_tokens, embedding_dim) if num_tokens > 0 else None
+        scales = config.summary_scale is not None and config.max_vectors > 0
+        self.summary_norm = SummaryNorm(embedding_dim, config.summary_scale == "learned") if scales else None
         self.stop_head = nn.Linear(embedding_dim, 1) if config.variable_length else None
         for name, module in self.model.named_modules():
             if name.endswith("self_attn"):
@@ -167,12 +193,14 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        eos_token_id = self.config.end_of_text_id
+        eos_token_id, embeddings = self.config.end_of_text_id, self.get_input_embeddings()
+        # Gemma's embeddings are scaled after the look-up.
+        scale = getattr(embeddings, "scalar_embed_scale", 1.0)
         if module is getattr(self, "embed_summary", None) and eos_token_id is not None:
-            embeddings = self.get_input_embeddings()
-            # Gemma's embeddings are scaled after the look-up.
-            eos_embedding = embeddings.weight[eos_token_id] * getattr(embeddings, "scalar_embed_scale", 1.0)
+            eos_embedding = embeddings.weight[eos_token_id] * scale
             init.copy_(module.weight, eos_embedding.expand_as(module.weight))
+        elif module is getattr(self, "summary_norm", None):
+            init.copy_(module.weight, (embeddings.weight.float().square().mean().sqrt() * scale).expand_as(module.weight))
         elif module is getattr(self, "stop_head", None):
             # A new model stops after each vector with the probability 1 / (compression_max_len + 1).
             init.constant_(module.bias, -math.log(self.config.compression_max_len))
@@ -277,7 +305,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         num_read = 0 if cache is None else min(cache.get_query_offset(), prefix.length)
         unread = prefix.vectors[:, num_read:]
         summary = summaries.embeds(text.embeds, num_summary)
-        self._check_positions(prefix, cached_length + length, num_summary)
+        num_columns = num_summary if self.config.variable_length else summary.shape[1]
+        self._check_positions(prefix, cached_length + length, num_columns)
         text_mask = mask_or_ones(text.mask, cached_length + length, device)
         positions = self._segment_positions(prefix.mask, text_mask, text.position_ids, num_summary)
         # The base model sees the positions of its new columns only.
@@ -298,9 +327,9 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             **kwargs,
         )
         columns = slice(unread.shape[1], unread.shape[1] + length)
-        end_states = outputs.last_hidden_state[:, columns.stop - 1 :]  # (rows, 1 + summary, dim)
+        states = outputs.last_hidden_state[:, columns.start :]  # (rows, length + summary, dim)
         has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
-        read = ReadSegment(end_states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
+        read = ReadSegment(states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
         new, relative_lengths = summaries.summarise(read, num_summary)
         prefix = replace(prefix, keys=prefix.keys.followed_by(cache, num_kept))
         if new is not None:
@@ -453,6 +482,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             cache.given = prefix.vectors if prefix.length > 0 else None
         seen, cached = (0, 0) if cache is None else (cache.get_seq_length(), cache.text_length)
         check_segments(segment_lengths, lengths, cached, self.max_segment_length)
+        check_summary_source(self.config, cached, output_softprompt)
         attention_mask = check_attention_mask(attention_mask, inputs_embeds, seen, cached)
         if cache is not None:
             cache.remember(None if input_ids is None else input_ids[:, -lengths[-1] :])

@@ -25,8 +25,8 @@ class ReadSegment:
     What is known once the base model has read a segment.
 
     Args:
-        end_states (`torch.Tensor` of shape `(rows, 1 + summary embeddings, embedding_dim)`): Last hidden states of the
-            last text token and of the summary embeddings.
+        states (`torch.Tensor` of shape `(rows, length + summary embeddings, embedding_dim)`): Last hidden states of the
+            text tokens that were read now, and of the summary embeddings.
         text_mask (`torch.LongTensor` of shape `(rows or 1, text_length)`): 1 for the text tokens of the segment.
         has_text (`torch.LongTensor` of shape `(rows, 1)`, *optional*): 0 for rows of padding alone; `None` if there
             are none.
@@ -37,7 +37,7 @@ class ReadSegment:
         cache ([`SoftpromptCache`], *optional*): The keys.
     """
 
-    end_states: torch.Tensor
+    states: torch.Tensor
     text_mask: torch.LongTensor
     has_text: torch.LongTensor | None
     is_sum: torch.BoolTensor | None
@@ -47,8 +47,33 @@ class ReadSegment:
     cache: SoftpromptCache | None
 
 
+def window_means(
+    states: torch.Tensor, mask: torch.LongTensor, num_windows: int
+) -> tuple[torch.Tensor, torch.LongTensor]:
+    """
+    Means of the text's states over windows that follow one another, whose lengths differ by one at most.
+
+    Args:
+        states (`torch.Tensor` of shape `(rows, length, dim)`): Last hidden states.
+        mask (`torch.LongTensor` of shape `(rows or 1, length)`): 1 for text, which alone is counted.
+        num_windows (`int`): Windows of a row; the tokens of a row with fewer have one each.
+
+    Returns:
+        The means `(rows, num_windows, dim)`, 0 for empty windows, and the tokens of each, `(rows or 1, num_windows)`.
+    """
+    ranks, counts = mask.cumsum(dim=1) - 1, mask.sum(dim=1, keepdim=True)  # (rows or 1, length), (rows or 1, 1)
+    windows = ranks.clamp(min=0) * num_windows // counts.clamp(min=num_windows)
+    members = F.one_hot(windows, num_windows) * mask[..., None]  # (rows or 1, length, num_windows)
+    sizes = members.sum(dim=1)
+    shares = members.to(states.dtype) / sizes.clamp(min=1)[:, None]
+    return shares.transpose(1, 2) @ states, sizes
+
+
 class FixedSummaries:
-    """As many vectors as there are summary embeddings: their last hidden states (paper, section 3.1)."""
+    """
+    As many vectors as the config says: the last hidden states at the summary embeddings (paper, section 3.1), the means
+    of the text's, or the sum of both; see `summary_source`.
+    """
 
     num_sum_tokens = 0  # tokens at the end of a segment that are no text
 
@@ -97,10 +122,22 @@ class FixedSummaries:
         """The new vectors of a segment, and what the length penalty is the mean of, `(rows,)`; `None` if none."""
         if num_summary == 0:
             return None, None
-        if read.cache is not None:
-            read.cache.crop(-num_summary)
+        length = read.states.shape[1] - min(num_summary, self.config.num_summary_tokens)
+        text_states, vectors = read.states[:, :length], read.states[:, length:]
         weights = None if read.has_text is None else read.has_text.expand(-1, num_summary)
-        return SegmentSummary(read.end_states[:, 1:], weights), None
+        if read.cache is not None and vectors.shape[1] > 0:
+            read.cache.crop(-vectors.shape[1])
+        if self.config.summary_source != "tokens":
+            means, sizes = window_means(text_states, read.text_mask, min(num_summary, length))
+            if self.config.summary_source == "means":
+                vectors, weights = means, None if weights is None else (sizes > 0).long()
+            else:
+                vectors = vectors + F.pad(means, (0, 0, 0, vectors.shape[1] - means.shape[1]))
+        return SegmentSummary(self.scaled(vectors), weights), None
+
+    def scaled(self, states: torch.Tensor) -> torch.Tensor:
+        """Last hidden states as large as the base model reads them, see `summary_scale`; same shape."""
+        return states if self.model.summary_norm is None else self.model.summary_norm(states)
 
     def targets(
         self,
@@ -166,7 +203,7 @@ class VariableSummaries(FixedSummaries):
         """
         Unrolls the summary vectors of a segment that was just read, each from the one before.
 
-        z_0 is the last hidden state at `<sum>`; step t reads z_{t-1} after the keys of the segment and gives vector
+        z_0 is the last hidden state at `<sum>`, scaled as all vectors are; step t reads z_{t-1} after the keys of the segment and gives vector
         z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1, s_{t+1} = s_t (1 - p_t). In training
         all steps are made and s_t is a weight; at inference a row ends with its first vector whose p_t is above
         `compress_stop_threshold`, and the steps end when all rows have (which, as `generate`, waits for the device).
@@ -175,7 +212,8 @@ class VariableSummaries(FixedSummaries):
         Returns:
             [`SegmentSummary`] with as many columns as steps were made.
         """
-        training, state, key_weights = self.model.training, read.end_states, read.key_weights  # state: (rows, 1, dim)
+        training, key_weights = self.model.training, read.key_weights
+        state = self.scaled(read.states[:, -1:])  # (rows, 1, dim)
         weight = read.is_sum[:, -1:].long()  # (rows, 1)
         if training:
             weight = weight.to(torch.promote_types(state.dtype, torch.float32))
@@ -192,6 +230,7 @@ class VariableSummaries(FixedSummaries):
                 use_cache=True,
             ).last_hidden_state
             goes_on = survives(self.model.stop_head(state)[:, 0])  # (rows, 1)
+            state = self.scaled(state)
             vectors.append(state)
             weights.append(weight)
             stop_probs.append(1 - goes_on)

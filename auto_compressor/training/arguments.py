@@ -92,11 +92,17 @@ class OptimArguments(HfTrainingArguments):
     muon_heads: bool = field(
         default=False, metadata={"help": "Use Muon for output heads too, as far as they are matrices."}
     )
+    save_minutes: float | None = field(
+        default=None,
+        metadata={"help": "Write a checkpoint when the last one is so many minutes old, beside those of --save_steps."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.optim_family not in ("adamw", "muon"):
             raise ValueError(f"`optim_family` must be adamw or muon, got {self.optim_family!r}.")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise ValueError(f"`save_minutes` must be above 0, got {self.save_minutes}.")
         if not 0 < self.muon_scale < float("inf"):
             raise ValueError(f"`muon_scale` must be above 0, and finite, got {self.muon_scale}.")
 

@@ -1,17 +1,41 @@
 """What the trainers of all families add to that of transformers."""
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import EvalPrediction, TrainerState
+from transformers import (
+    EvalPrediction,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import has_length
 
 from .muon import muon_with_adamw
+
+
+class SaveOnTime(TrainerCallback):
+    """Asks for a checkpoint when the last one is `minutes` old. The clock of the first process counts for all."""
+
+    def __init__(self, minutes: float):
+        self.seconds = minutes * 60
+        self.saved_at = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        is_due = [time.monotonic() - self.saved_at >= self.seconds]
+        if broadcast_object_list(is_due)[0]:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.saved_at = time.monotonic()
 
 
 class TrainerMixin:
@@ -25,6 +49,8 @@ class TrainerMixin:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if (minutes := getattr(self.args, "save_minutes", None)) is not None:
+            self.add_callback(SaveOnTime(minutes))
         self.sums: dict[str, torch.Tensor] = {}
         self.last_logged_step = 0
 
