@@ -10,8 +10,8 @@ source "$(dirname "$0")/env.sh"
 CORPUS=${CORPUS:-build/corpus}  # what run/make_corpus.sh wrote
 TOKENS=${TOKENS:-3000000}       # tokens to train on
 BATCH=${BATCH:-4}               # sequences per step, over all GPUs
-SEGMENTS=${SEGMENTS:-128 128 128}    # tokens of the segments of a sequence
-SUM=${SUM:-16}                  # summary vectors per segment
+SEGMENTS=${SEGMENTS:-64 64 64 64 64 64}    # tokens of the segments of a sequence
+SUM=${SUM:-8}                   # summary vectors per segment
 SOURCE=${SOURCE:-means}         # what they are made of: tokens, means, both
 SCALE=${SCALE:-learned}         # how large they are: as hidden states (empty), normalized, learned
 RANK=${RANK:-16}                # of the LoRA adapters; 0 trains all weights
