@@ -1,12 +1,15 @@
 """Which checkpoint a run goes on from, with which settings, and what it reads."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import ByteTokenizer, LlamaAutoCompressorModel
@@ -48,6 +51,30 @@ def test_other_settings_do_not_go_on(main, tmp_path):
     with pytest.raises(SystemExit, match="weight_decay 0.0, now 0.5"):
         main(*again, "--weight_decay", 0.5)
     assert (main(*again) / "checkpoint-2").exists()
+
+
+@pytest.mark.parametrize("minutes, steps", [(1e-9, [1, 2, 3]), (1000, [3])])
+def test_checkpoints_by_time(minutes, steps, main, capsys):
+    """And what is shown of a long run: tokens per second, and the time that is left."""
+    arguments = ["--save_steps", 100, "--save_minutes", minutes, "--include_num_input_tokens_seen", "true"]
+    output = main(*TINY, 3, *arguments)
+    assert sorted(int(path.name.split("-")[1]) for path in output.glob("checkpoint-*")) == steps
+    assert re.search(r"step 3/3  loss .*  tokens/s [\d,]+  left 0:00:00", capsys.readouterr().out)
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_by_time_ends_as_a_whole_one(main, tmp_path):
+    arguments = [*TINY, 4, "--save_steps", 100, "--save_minutes", 1e-9]
+    whole, killed = main(*arguments), tmp_path / "killed"
+    shutil.copytree(whole / "checkpoint-2", killed / "checkpoint-2")
+    shutil.copy(whole / "run_settings.json", killed)
+    main(*arguments, "--resume_from_checkpoint", "true", output_dir=killed)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_minutes_between_checkpoints_are_above_0(main):
+    with pytest.raises(SystemExit, match="`save_minutes` must be above 0, got 0.0"):
+        main(*TINY, 1, "--save_minutes", 0)
 
 
 def test_another_run_does_not_begin_among_checkpoints(main, tmp_path):

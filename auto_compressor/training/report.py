@@ -5,6 +5,7 @@ import logging as python_logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,29 @@ EXPECTED = (
 UNWARMED = ("constant", "reduce_lr_on_plateau", "greedy")
 
 
-def short_line(state: TrainerState, logs: dict[str, Any], started: float, first_step: int) -> str:
-    """`step 10/100  loss 5.31  learning_rate 0.002  left 0:01:20`; of evaluations, the losses."""
+@dataclass(frozen=True)
+class Begin:
+    """The time at which a training began or went on, and its steps and tokens until then."""
+
+    time: float = 0.0
+    step: int = 0
+    tokens: int = 0
+
+
+def short_line(state: TrainerState, logs: dict[str, Any], begin: Begin) -> str:
+    """`step 10/100  loss 5.31  learning_rate 0.002  left 0:01:20`; of evaluations, the losses.
+
+    Where tokens are counted (`--include_num_input_tokens_seen`), how many were trained on per second too.
+    """
     losses = {name: value for name, value in logs.items() if name.startswith("eval_") and name.endswith("_loss")}
     shown = losses or {name: logs[name] for name in ("loss", "train_loss", "learning_rate") if name in logs}
     parts = [f"step {state.global_step}/{state.max_steps}"]
     parts += [f"{name} {value:.4g}" for name, value in shown.items()]
-    done = state.global_step - first_step
+    done, elapsed = state.global_step - begin.step, time.monotonic() - begin.time
     if "loss" in logs and done > 0:
-        seconds = (time.monotonic() - started) / done * (state.max_steps - state.global_step)
+        if state.num_input_tokens_seen > begin.tokens:
+            parts.append(f"tokens/s {(state.num_input_tokens_seen - begin.tokens) / elapsed:,.0f}")
+        seconds = elapsed / done * (state.max_steps - state.global_step)
         parts.append(f"left {int(seconds) // 3600}:{int(seconds) % 3600 // 60:02}:{int(seconds) % 60:02}")
     return "  ".join(parts)
 
@@ -48,10 +63,10 @@ class ShortLines(ProgressCallback):
 
     def __init__(self, bars: bool):
         super().__init__()
-        self.bars, self.started, self.first_step = bars, 0.0, 0
+        self.bars, self.begin = bars, Begin()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control, **kwargs):
-        self.started, self.first_step = time.monotonic(), state.global_step
+        self.begin = Begin(time.monotonic(), state.global_step, state.num_input_tokens_seen)
         if self.bars:
             super().on_train_begin(args, state, control, **kwargs)
 
@@ -70,7 +85,7 @@ class ShortLines(ProgressCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control, logs=None, **kwargs):
         if not state.is_world_process_zero or state.max_steps == 0:
             return
-        line = short_line(state, logs, self.started, self.first_step)
+        line = short_line(state, logs, self.begin)
         print(line, flush=True) if self.training_bar is None else self.training_bar.write(line)
 
 
