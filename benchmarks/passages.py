@@ -3,10 +3,10 @@
     bash run/make_corpus.sh
     python benchmarks/passages.py --model smollm2-ac --corpus build/corpus
 
-From every domain come `--passages` passages of 256 + 65 tokens; the first token of the text is given to all forms, the 64
-after it are scored. Perplexities have 95 % intervals by bootstrap over the passages, the same draws for all forms. The
-gap is that of the compressor itself between no context and its base's full context; the control, vectors of another
-passage of the domain, must close nothing of it. Writes `passages.csv`, `passages.json` and `passages.png`.
+From every domain come `--passages` passages of 256 + 65 tokens; the first token of the text is given to all forms, the
+64 after it are scored. Perplexities have 95 % intervals by bootstrap over the passages, the same draws for all forms.
+The gap is that of the compressor itself between no context and its base's full context; the control, vectors of
+another passage of the domain, must close nothing of it. Writes `passages.csv`, `passages.json` and `passages.png`.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from measuring import print_table, write_rows
 from rich.progress import track
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +24,7 @@ from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.autocompressor.summaries import window_means
 from auto_compressor.files.bases import load_base_model, resolve_base
 from auto_compressor.files.loading import load_tokenizer
+from measuring import print_table, write_rows
 
 
 CONTEXT, TEXT = 256, 65
@@ -141,7 +141,9 @@ def measure(args: argparse.Namespace) -> list[dict]:
         for name, positions, score in track([*asked], description=domain):
             batches = [score(part[:, :CONTEXT], part[:, CONTEXT:]) for part in passages.split(args.batch)]
             found[name] = positions, torch.cat(batches).double()
-            everything[name] = (positions, torch.cat([everything[name][1], found[name][1]])) if name in everything else found[name]
+            everything[name] = (
+                (positions, torch.cat([everything[name][1], found[name][1]])) if name in everything else found[name]
+            )
         rows += table_rows(domain, found)
     return rows + table_rows("all", everything)
 
@@ -150,7 +152,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="AutoCompressor of SmolLM2")
     parser.add_argument("--corpus", type=Path, default=Path("build/corpus"))
-    parser.add_argument("--domains", nargs="+", default=["heldout", "prose", "manpages"])
+    parser.add_argument("--domains", nargs="+", default=["heldout", "prose", "entries"])
     parser.add_argument("--passages", type=int, default=200)
     parser.add_argument("--ratios", type=int, nargs="+", default=[8, 4, 16])
     parser.add_argument("--batch", type=int, default=10)

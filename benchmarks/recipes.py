@@ -1,4 +1,4 @@
-"""Which recipe makes SmolLM2 read summary vectors soonest? Short trainings of equal tokens, each one choice away from a base.
+"""Which recipe makes SmolLM2 read summary vectors soonest? Short trainings of equal tokens, a choice away from a base.
 
     bash run/make_corpus.sh
     python benchmarks/recipes.py --jobs 2          # two CPU threads, hours; killed, it goes on where it was
@@ -24,7 +24,7 @@ DISTILLATION = "--distillation_weight 1 --distillation_model smollm2"
 RECIPES = {
     "tokens, as they are": {"SOURCE": "tokens", "SCALE": ""},
     "tokens, learned scale": {"SOURCE": "tokens", "SCALE": "learned"},
-    "means, learned scale": {"SOURCE": "means", "SCALE": "learned"},
+    "means, learned scale": {},
     "both, learned scale": {"SOURCE": "both", "SCALE": "learned"},
     "means, + distillation": {"SOURCE": "means", "SCALE": "learned", "ARGUMENTS": DISTILLATION},
     "means, + reconstruction": {"SOURCE": "means", "SCALE": "learned", "ARGUMENTS": "--reconstruction_weight 1"},
@@ -49,7 +49,14 @@ def train(name: str, folder: Path, args: argparse.Namespace):
 
 
 def measure(folder: Path, args: argparse.Namespace) -> list[dict]:
-    command = [sys.executable, str(ROOT / "benchmarks/passages.py"), "--model", str(folder), "--corpus", str(args.corpus)]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/passages.py"),
+        "--model",
+        str(folder),
+        "--corpus",
+        str(args.corpus),
+    ]
     command += ["--passages", str(args.passages), "--ratios", "8", "--no-baselines", "--output_dir", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)

@@ -66,8 +66,8 @@ class TrainingArguments(OptimArguments):
     summary_source: str | None = field(
         default=None,
         metadata={
-            "help": "What summary vectors are made of: tokens (last hidden states at summary embeddings), means (of the"
-            " segment's last hidden states, over windows), both (default: as in the checkpoint, else tokens)."
+            "help": "What summary vectors are made of: tokens (last hidden states at summary embeddings), means (of"
+            " the segment's last hidden states, over windows), both (default: as in the checkpoint, else tokens)."
         },
     )
     summary_scale: str | None = field(

@@ -75,7 +75,6 @@ from .softprompt_cache import SoftpromptCache
 from .summaries import FixedSummaries, ReadSegment, VariableSummaries
 
 
-
 @dataclass
 class SegmentOutput:
     """
@@ -200,7 +199,9 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             eos_embedding = embeddings.weight[eos_token_id] * scale
             init.copy_(module.weight, eos_embedding.expand_as(module.weight))
         elif module is getattr(self, "summary_norm", None):
-            init.copy_(module.weight, (embeddings.weight.float().square().mean().sqrt() * scale).expand_as(module.weight))
+            init.copy_(
+                module.weight, (embeddings.weight.float().square().mean().sqrt() * scale).expand_as(module.weight)
+            )
         elif module is getattr(self, "stop_head", None):
             # A new model stops after each vector with the probability 1 / (compression_max_len + 1).
             init.constant_(module.bias, -math.log(self.config.compression_max_len))

@@ -25,8 +25,8 @@ class ReadSegment:
     What is known once the base model has read a segment.
 
     Args:
-        states (`torch.Tensor` of shape `(rows, length + summary embeddings, embedding_dim)`): Last hidden states of the
-            text tokens that were read now, and of the summary embeddings.
+        states (`torch.Tensor` of shape `(rows, length + summary embeddings, embedding_dim)`): Last hidden states of
+            the text tokens that were read now, and of the summary embeddings.
         text_mask (`torch.LongTensor` of shape `(rows or 1, text_length)`): 1 for the text tokens of the segment.
         has_text (`torch.LongTensor` of shape `(rows, 1)`, *optional*): 0 for rows of padding alone; `None` if there
             are none.
@@ -71,8 +71,8 @@ def window_means(
 
 class FixedSummaries:
     """
-    As many vectors as the config says: the last hidden states at the summary embeddings (paper, section 3.1), the means
-    of the text's, or the sum of both; see `summary_source`.
+    As many vectors as the config says: the last hidden states at the summary embeddings (paper, section 3.1), the
+    means of the text's, or the sum of both; see `summary_source`.
     """
 
     num_sum_tokens = 0  # tokens at the end of a segment that are no text
@@ -203,10 +203,12 @@ class VariableSummaries(FixedSummaries):
         """
         Unrolls the summary vectors of a segment that was just read, each from the one before.
 
-        z_0 is the last hidden state at `<sum>`, scaled as all vectors are; step t reads z_{t-1} after the keys of the segment and gives vector
-        z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1, s_{t+1} = s_t (1 - p_t). In training
-        all steps are made and s_t is a weight; at inference a row ends with its first vector whose p_t is above
-        `compress_stop_threshold`, and the steps end when all rows have (which, as `generate`, waits for the device).
+        z_0 is the last hidden state at `<sum>`, scaled as all vectors are; step t reads z_{t-1} after the keys of the
+        segment and gives vector z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1,
+        s_{t+1} = s_t (1 - p_t). In training all steps are made and s_t is a weight; at inference a row ends with its
+        first vector whose p_t is above `compress_stop_threshold`, and the steps end when all rows have (which, as
+        `generate`, waits for the device).
+
         Rows that do not end with `<sum>` get no vectors. The cache is after the call as it was before.
 
         Returns:

@@ -94,7 +94,9 @@ class OptimArguments(HfTrainingArguments):
     )
     save_minutes: float | None = field(
         default=None,
-        metadata={"help": "Write a checkpoint when the last one is so many minutes old, beside those of --save_steps."},
+        metadata={
+            "help": "Write a checkpoint when the last one is so many minutes old, beside those of --save_steps."
+        },
     )
 
     def __post_init__(self):
