@@ -92,7 +92,7 @@ PACKAGES: dict[str, list[tuple[str, ...]]] = {
             r"/(?:[\w-]*book|nomicon|reference|rustc|rustdoc|[\w-]*guide|error_codes)/.*\.html$",
         ),
         (r"cargo-web-doc", "MIT or Apache-2.0", r"/book/.*\.html$"),
-        (r"erlang-doc", "Apache-2.0", r"/(?!wx-|megaco)[\w.-]+/[\w.-]+\.html$"),
+        (r"erlang-doc", "Apache-2.0", r"/erlang-doc/(?!lib/(?:wx|megaco)-).*\.html$"),
         (r"llvm-\d+-doc", "Apache-2.0 with LLVM-exception", r"/html/(?:[^/]*|tutorial/.*|[A-Z]\w*/[^/]*)\.html$"),
         (r"cmake-doc", "BSD-3-Clause", r"/html/.*\.html$"),
         (r"doxygen-doc", "GPL-2", r"/html/.*\.html$"),

@@ -58,7 +58,7 @@ class Page(HTMLParser):
     )
     DROP_CLASS = re.compile(
         r"(?:^|[\s_-])(?:nav(?:igation|bar|header|footer)?|sidebar|sphinxsidebar\w*|related|toc\w*|breadcrumbs?|headerlink"
-        r"|footer|header_navigation|nav_\w+|contents|menu|topsection|langs?|copyright|titlepage|index|footnotes?|anchor)"
+        r"|footer|header_navigation|nav_\w+|contents|menu|topsection|langs?|docnav|copyright|index|footnotes?|anchor)"
         r"(?:$|[\s_-])",
         re.IGNORECASE,
     )
@@ -137,12 +137,20 @@ def without_directives(lines: Iterable[str]) -> Iterator[str]:
                 yield "" if RULE.fullmatch(line) else line
 
 
+def paragraphs(text: str) -> Iterator[str]:
+    """What empty lines and items of lists set apart, each on one line; code behind `::` or `>>>` keeps its lines."""
+    is_code = False
+    for block in re.split(r"\n\s*\n|\n(?=\s*[*-] )", text):
+        block = block.strip("\n")
+        is_code = block.lstrip().startswith(">>>") or (is_code and block.startswith("   "))
+        if block.strip():
+            yield block if is_code else re.sub("::$", ":", plain_inline(" ".join(block.split())))
+        is_code = is_code or block.endswith("::")
+
+
 def rest_blocks(text: str) -> list[str]:
     text = re.sub(r"^\s*:[\w -]+:.*\n?", "", text.expandtabs(), flags=re.MULTILINE)  # options and fields
-    text = "\n".join(without_directives(text.splitlines()))
-    text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
-    blocks = re.split(r"\n\s*\n|\n(?=\s*[*-] )", text)
-    return [plain_inline(" ".join(block.split())) for block in blocks if block.strip()]
+    return list(paragraphs("\n".join(without_directives(text.splitlines()))))
 
 
 def pod_blocks(text: str) -> list[str]:
@@ -160,11 +168,15 @@ def pod_blocks(text: str) -> list[str]:
 
 
 def markdown_blocks(text: str) -> list[str]:
-    text = re.sub(r"<!--.*?-->|</?\w[^>\n]*>", "", text, flags=re.DOTALL)
-    text = re.sub(r"!?\[([^\]\n]*)\]\([^)\n]*\)", r"\1", text)
-    text = re.sub(r"^#+\s*|^\s*(```|~~~).*$|^\s*\|.*$", "", text, flags=re.MULTILINE)
-    blocks = re.split(r"\n\s*\n|\n(?=\s*[*-] )", plain_inline(text))
-    return [" ".join(block.split()) for block in blocks if block.strip()]
+    blocks: list[str] = []
+    for number, part in enumerate(re.split(r"^\s*(?:```|~~~).*$", text, flags=re.MULTILINE)):
+        if number % 2:  # between fences
+            blocks.append(part.strip("\n"))
+            continue
+        part = re.sub(r"<!--.*?-->|</?\w[^>\n]*>|^\(.*\)=$|\{[\w:-]+\}(?=`)", "", part, flags=re.DOTALL | re.MULTILINE)
+        part = re.sub(r"!?\[([^\]\n]*)\]\([^)\n]*\)", r"\1", part)
+        blocks += paragraphs(re.sub(r"^#+\s*|^\s*\|.*$", "", part, flags=re.MULTILINE))
+    return blocks
 
 
 def entries(data: bytes, index: str) -> Iterator[list[str]]:
@@ -198,6 +210,9 @@ def sword_chapters(blocks: bytes, data: bytes) -> Iterator[list[str]]:
 
 
 def clean(block: str) -> str:
+    """Without what is not seen, and without blocks that only name a rule, the date of an entry or the next page."""
+    if re.fullmatch(r"\[[\w.-]+\]|\(\d{4}-\d\d-\d\d\)|(?:Prev|Next|Previous|Up|Home)(?:\d.*)?", block):
+        return ""
     block = unicodedata.normalize("NFC", block).translate(INVISIBLE).replace("\u00a0", " ")
     return "\n".join(line.rstrip() for line in block.splitlines()).strip("\n")
 
@@ -221,9 +236,14 @@ def without_lists(blocks: Iterable[str]) -> list[str]:
 
 
 def without_frames(documents: list[list[str]]) -> list[list[str]]:
+    """A word or two, as a heading or a link, are a frame only where most documents have them."""
     counts = Counter(block for blocks in documents for block in set(blocks))
     least = max(MIN_FRAME, FRAME_SHARE * len(documents))
-    return [[block for block in blocks if counts[block] < least or len(block.split()) < 3] for blocks in documents]
+    most = max(MIN_FRAME, len(documents) / 2)
+    return [
+        [block for block in blocks if counts[block] < (least if len(block.split()) > 2 else most)]
+        for blocks in documents
+    ]
 
 
 def is_prose(text: str) -> bool:
@@ -242,8 +262,9 @@ def is_prose(text: str) -> bool:
 
 def texts(documents: list[list[str]]) -> list[str]:
     """The documents of one package as text, blocks apart by an empty line; "" for one that is no prose."""
-    documents = without_frames([[clean(block) for block in blocks] for blocks in documents])
-    joined = ["\n\n".join(without_lists(filter(None, blocks))) for blocks in documents]
+    cleaned = [list(filter(None, map(clean, blocks))) for blocks in documents]
+    once = [[block for block, _ in groupby(blocks)] for blocks in without_frames(cleaned)]
+    joined = ["\n\n".join(without_lists(blocks)) for blocks in once]
     return [text if is_prose(text) else "" for text in joined]
 
 

@@ -121,16 +121,27 @@ def test_html_without_what_is_around_it():
 def test_rest_without_its_marks():
     text = (
         "=====\nTitle\n=====\n\n.. _label:\n.. toctree::\n   :maxdepth: 2\n\n   other\n\n.. note::\n\n   Use"
-        " :class:`~a.Queue` or ``b``\n   with `a link <http://x>`_, *now*.\n\nLast::\n\n    code\n"
+        " :class:`~a.Queue` or ``b``\n   with `a link <http://x>`_, *now*.\n\n"
+        "Last::\n\n    if x:\n\n        y\n\nOr::\n\n* one\n  line\n* two"
     )
-    assert corpus_text.rest_blocks(text) == ["Title", "Use a.Queue or b with a link, now.", "Last:", "code"]
+    assert corpus_text.rest_blocks(text) == [
+        "Title",
+        "Use a.Queue or b with a link, now.",
+        "Last:",
+        "    if x:",
+        "        y",
+        "Or:",
+        "* one line",
+        "* two",
+    ]
 
 
 def test_pod_and_markdown_without_their_marks():
     pod = "=head1 NAME\n\nA C<short> L<text|perlop> with B<I<both>>.\n\n    my $x;\n\n=over 4\n\n=item one\n\n=back\n"
     assert corpus_text.pod_blocks(pod) == ["NAME", "A short text with both.", "    my $x;", "one"]
-    markdown = "# Name <a id='x'></a>\n\nA [link](there.md) to\n`code`.\n\n| a | b |\n|---|---|\n"
-    assert corpus_text.markdown_blocks(markdown) == ["Name", "A link to code."]
+    markdown = "# Name <a id='x'></a>\n\nA [link](there.md) to\n{ref}`code`.\n\n"
+    markdown += "| a | b |\n|---|---|\n\n```sh\nls\n\nls\n```\nEnd."
+    assert corpus_text.markdown_blocks(markdown) == ["Name", "A link to code.", "ls\n\nls", "End."]
 
 
 def test_sword_modules_are_inflated():
@@ -148,6 +159,11 @@ def test_menus_and_frames_go():
     documents = [[*sentences(number), "This page was made by us."] for number in range(5)]
     assert all(len(blocks) == 10 for blocks in corpus_text.without_frames(documents))
     assert len(corpus_text.without_frames(documents[:3])[0]) == 11
+    headed = [["Description", *sentences(number)] for number in range(4)] + [
+        sentences(number) for number in range(4, 9)
+    ]
+    assert corpus_text.without_frames(headed) == headed
+    assert corpus_text.texts([["Title", "Title", *prose]]) == ["\n\n".join(["Title", *prose])]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +182,12 @@ def test_what_is_no_prose(text):
 
 def test_clean_prose():
     assert corpus_text.is_prose("\n\n".join(sentences(1)))
+    assert (
+        corpus_text.clean("[rule.of.syntax]")
+        == corpus_text.clean("(1994-12-12)")
+        == corpus_text.clean("Prev5.4. Of X")
+        == ""
+    )
     assert corpus_text.clean("so\u00adft\u200b and\u00a0hard ¶\n") == "soft and hard"
 
 
