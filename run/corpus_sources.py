@@ -29,7 +29,7 @@ HELD_OUT_DOMAINS = ("prose", "entries")
 NO_DOCUMENT = (
     r"(?i)(?:^|[/_.-])(?:gen)?index[\w-]*\.|/(?:search|toc|contents?|copying|copyright|licen[cs]e[\w.-]*|gpl|l?gpl[\w.-]*"
     r"|fdl[\w.-]*|gnu-free-documentation-license|changes|changelog[\w.-]*|news|credits|authors|thanks|contributors"
-    r"|acknowledg\w+|bookindex|glossary|genindex[\w-]*|py-modindex|apes|.*release.?notes?.*|all|print)\.\w+(?:\.gz)?$"
+    r"|acknowledg\w+|notes|bookindex|glossary|genindex[\w-]*|py-modindex|.*release.?notes?.*|all|print)\.\w+$"
     r"|/(?:_modules|_static|_sources|api|apidocs?|generated|releases?|releaselog|translations)/"
 )
 

@@ -4,11 +4,9 @@ import argparse
 import csv
 import gzip
 import hashlib
-import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -71,19 +69,17 @@ class Document:
 # Packages
 
 
-def output_of(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+def output_of(*command: str, cwd: Path | None = None) -> str:
+    """What a command prints; an `OSError` with its last words if it fails."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode != 0:
         raise OSError(f"{' '.join(command[:3])}: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return done.stdout
 
 
+@cache
 def debian_names() -> list[str]:
     return output_of("apt-cache", "pkgnames").split()
-
-
-def natural(name: str) -> list[str | tuple[int]]:
-    return [(int(part),) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def debian_name(pattern: str, names: Iterable[str]) -> str:
@@ -110,9 +106,7 @@ def fetch_debian(source: Source, folder: Path) -> tuple[Path, str, str]:
     if not cached:
         name = debian_name(source.package, debian_names())
         with new_file(folder) as part:
-            subprocess.run(["apt-get", "download", name], cwd=part, check=False, capture_output=True)
-            if not list(part.iterdir()):
-                raise OSError("apt-get download gave no file")
+            output_of("apt-get", "download", name, cwd=part)
         cached = list(folder.glob(f"{name}_*.deb"))
     path = max(cached)
     return path, *output_of("dpkg-deb", "-W", "--showformat=${Package}\t${Version}", str(path)).split("\t")
@@ -137,7 +131,7 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as process:
         with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             yield tar
-        shutil.copyfileobj(process.stdout, io.BytesIO())
+        process.stdout.read()  # what is behind the end of the archive
 
 
 def members(path: Path, pattern: str) -> dict[str, bytes]:
@@ -342,7 +336,7 @@ def fetch_all(sources: list[Source], output: Path) -> list[tuple[Source, Path, P
         try:
             path, name, version = fetch(source, output / "downloads" / source.kind)
         except OSError as error:
-            say(f"{source.package} is left out: {error}")
+            say(f"[{number}/{len(sources)}] {source.package} is left out: {error}")
             continue
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         package = Package(name, version, source.kind, source.license, source.domain, digest)
@@ -391,7 +385,7 @@ def main(*arguments: str):
     args = parser.parse_args(arguments)
     try:
         make_corpus(args.output, args.megabytes, SOURCES)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, tarfile.TarError) as error:
         sys.exit(f"make_corpus.sh: error: {error}")
 
 

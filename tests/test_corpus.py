@@ -13,14 +13,15 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from pathlib import Path
 
 import corpus_text
 import make_corpus
 import pytest
 from corpus_sources import HELD_OUT_DOMAINS, NO_DOCUMENT, SOURCES, Source
-from pages_testing import ROOT
 
 
+ROOT = Path(__file__).parents[1]
 SMALL = [
     Source("systems", "manual", "MIT", r"/docs/.*\.html$", "pypi"),
     Source("science", "guide", "BSD-3-Clause", r"/docs/.*\.rst$", "pypi"),
@@ -288,10 +289,10 @@ def test_the_newest_package_of_a_name():
 
 
 def test_what_cannot_be_fetched_is_left_out(folder, capsys, monkeypatch):
-    monkeypatch.setattr(make_corpus, "output_of", lambda *command: (_ for _ in ()).throw(OSError("no way")))
+    monkeypatch.setattr(make_corpus, "output_of", lambda *command, **options: (_ for _ in ()).throw(OSError("no way")))
     absent = Source("systems", "absent", "MIT", r"\.rst$", "pypi")
     make_corpus.make_corpus(folder, 0.05, [absent, *SMALL])
-    assert "absent is left out: no way\n" in capsys.readouterr().err
+    assert "[1/5] absent is left out: no way\n" in capsys.readouterr().err
 
 
 def test_too_little_text_is_one_line(folder, monkeypatch):
