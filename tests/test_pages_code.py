@@ -42,6 +42,7 @@ OTHER = {
     "bash run/test.sh": "runs these tests",
     "bash run/canary.sh": "downloads the newest releases",
     "bash run/fuzz.sh": "takes minutes; tests/test_fuzz.py",
+    "bash run/make_corpus.sh": "downloads packages; tests/test_corpus.py",
     "bash run/quickstart.sh": "takes minutes; its steps are commands of the other lines",
     "python benchmarks/": "take minutes to hours",
     "pip install": "makes an environment; tests/test_wheel.py",
