@@ -69,7 +69,7 @@ from .segments import (
     mask_or_ones,
     resolve_segment_lengths,
 )
-from .softprompt_cache import SoftpromptCache
+from .softprompt_cache import SegmentCache, SoftpromptCache
 from .summaries import FixedSummaries, ReadSegment, VariableSummaries
 
 
@@ -251,7 +251,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     ) -> SoftpromptCache | None:
         """The cache that a segment is read into, with the known keys of its prefix; `None` if it needs none."""
         if cache is None and (num_kept > 0 or prefix.keys.length > 0 or self.summaries.needs_cache(num_summary)):
-            cache = SoftpromptCache.from_cache(None)
+            return SegmentCache(prefix.keys.parts)
         # A quantised cache rounds what it holds, but not what is written to it in the same pass.
         if cache is not None and cache.is_empty and not cache.is_quantized:
             prefix.keys.write_to(cache)
@@ -302,7 +302,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
         read = ReadSegment(end_states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
         new, relative_lengths = summaries.summarise(read, num_summary)
-        prefix = replace(prefix, keys=prefix.keys.followed_by(cache, num_kept))
+        prefix = replace(prefix, keys=prefix.keys.followed_by(cache.first if num_kept > 0 else [], num_kept))
         if new is not None:
             prefix = prefix.followed_by(new.vectors, new.weights, self.config.accumulate_summary)
         return SegmentOutput(
