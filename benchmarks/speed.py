@@ -137,10 +137,10 @@ for kind in ("gru_byte", "adaptive_byte"):
 # A process for every side
 
 
-def serve(work: str, side: str):
-    """Answers `run`, `memory` and `operations`, a line each, until its input ends."""
+def serve(make: Callable[[], Callable[[], object]]):
+    """Answers `run`, `memory`, `operations` and `value` of what is made, a line each, until its input ends."""
     torch.set_num_threads(1)
-    function = WORK[work][1](side)
+    function = make()
     for line in sys.stdin:
         print(json.dumps(ANSWERS[line.strip()](function)), flush=True)
 
@@ -159,15 +159,14 @@ def operations(function: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-ANSWERS = {"run": cpu_seconds, "memory": peak_bytes, "operations": operations}
+ANSWERS = {"run": cpu_seconds, "memory": peak_bytes, "operations": operations, "value": lambda function: function()}
 
 
 class Side:
-    """One side of a piece of work: its process, with the package of a folder."""
+    """One side of a piece of work: its process, a command with the package of a folder."""
 
-    def __init__(self, work: str, side: str, folder: Path):
+    def __init__(self, command: list[str], folder: Path):
         variables = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, __file__, "--serve", work, side]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         self.process = subprocess.Popen(command, env=os.environ | variables, **pipes)
 
@@ -206,7 +205,8 @@ def products_per_second() -> float:
 
 def measure(work: str, before: Path, repeats: int, rate: float) -> list[dict]:
     """A row for every side of a piece of work."""
-    sides = {side: Side(work, side, before if side == "before" else ROOT) for side in WORK[work][0]}
+    command = [sys.executable, __file__, "--serve", work]
+    sides = {side: Side([*command, side], before if side == "before" else ROOT) for side in WORK[work][0]}
     rounds = [{name: side.ask("run") for name, side in sides.items()} for _ in range(repeats + 1)][1:]
     rows = []
     for name, side in sides.items():
@@ -239,7 +239,8 @@ def main():
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(*args.serve)
+        work, side = args.serve
+        return serve(lambda: WORK[work][1](side))
     if args.shares:
         torch.set_num_threads(1)
         rows = [{"work": work} | shares_of_time(WORK[work][1]("today")) for work in args.only]
