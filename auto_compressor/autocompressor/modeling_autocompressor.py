@@ -302,7 +302,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
         read = ReadSegment(end_states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
         new, relative_lengths = summaries.summarise(read, num_summary)
-        prefix = replace(prefix, keys=prefix.keys.followed_by(cache.first if num_kept > 0 else [], num_kept))
+        first = cache.first if isinstance(cache, SegmentCache) else []
+        prefix = replace(prefix, keys=prefix.keys.followed_by(first, num_kept))
         if new is not None:
             prefix = prefix.followed_by(new.vectors, new.weights, self.config.accumulate_summary)
         return SegmentOutput(

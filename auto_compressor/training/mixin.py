@@ -35,6 +35,8 @@ class TrainerMixin:
     optimizer is [`~muon.MuonWithAdamW`].
     """
 
+    args: Any  # the arguments of the Trainer
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.sums: dict[str, torch.Tensor] = {}
