@@ -219,6 +219,14 @@ def test_teacher_and_reconstruction(base, main, tmp_path):
         assert {"substep_0_reconstruction_loss", "substep_1_distillation_loss"} <= set(losses)
 
 
+def test_compiled_steps_are_the_same(base, main, tmp_path):
+    """`--torch_compile` changes no weight, and none of their names; this backend needs no compiler."""
+    arguments = ["--model_name_or_path", base, *SEGMENTS, "--do_train", "--max_steps", 2]
+    plain = main(*arguments, output_dir=tmp_path / "plain")
+    compiled = main(*arguments, "--torch_compile_backend", "eager", output_dir=tmp_path / "compiled")
+    assert_close(weights_in(compiled), weights_in(plain))
+
+
 def test_position_table_grows(base, main):
     """Segments of 40 tokens need more than the 32 positions of the base: the table is repeated."""
     arguments = ["--model_name_or_path", base, "--segment_lengths", 40, 40, "--summary_length", 4]

@@ -1,6 +1,7 @@
 """The command-line arguments of `train.py` for AutoCompressors, named as in the published script."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..training.arguments import OptimArguments
 
@@ -51,6 +52,8 @@ class ModelArguments:
 @dataclass
 class TrainingArguments(OptimArguments):
     """How the compressor is trained: segments, substeps, and everything of [`OptimArguments`]."""
+
+    has_liger_loss: ClassVar[bool] = True
 
     summary_length: int | None = field(
         default=None,

@@ -71,7 +71,7 @@ from .segments import (
     mask_or_ones,
     resolve_segment_lengths,
 )
-from .softprompt_cache import SoftpromptCache
+from .softprompt_cache import SegmentCache, SoftpromptCache
 from .summaries import FixedSummaries, ReadSegment, VariableSummaries
 
 
@@ -280,7 +280,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     ) -> SoftpromptCache | None:
         """The cache that a segment is read into, with the known keys of its prefix; `None` if it needs none."""
         if cache is None and (num_kept > 0 or prefix.keys.length > 0 or self.summaries.needs_cache(num_summary)):
-            cache = SoftpromptCache.from_cache(None)
+            return SegmentCache(prefix.keys.parts)
         # A quantised cache rounds what it holds, but not what is written to it in the same pass.
         if cache is not None and cache.is_empty and not cache.is_quantized:
             prefix.keys.write_to(cache)
@@ -332,7 +332,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
         read = ReadSegment(states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
         new, relative_lengths = summaries.summarise(read, num_summary)
-        prefix = replace(prefix, keys=prefix.keys.followed_by(cache, num_kept))
+        first = cache.first if isinstance(cache, SegmentCache) else []
+        prefix = replace(prefix, keys=prefix.keys.followed_by(first, num_kept))
         if new is not None:
             prefix = prefix.followed_by(new.vectors, new.weights, self.config.accumulate_summary)
         return SegmentOutput(
@@ -451,6 +452,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             kwargs:
                 `shift_labels` `(batch_size, sequence_length)`, the target of every position in place of `labels`;
                 `num_items_in_batch`, the divisor of the summed loss (default: the number of targets);
+                `use_liger_kernel`, whether liger-kernel makes the loss where the logits are skipped, on a GPU;
                 `output_hidden_states`, `output_attentions`, `return_dict`; the rest goes to the base model.
 
         Raises:
@@ -465,6 +467,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         ```"""
         use_cache = self.config.use_cache if use_cache is None else use_cache
         shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
+        use_liger_kernel = kwargs.pop("use_liger_kernel", False)
         check_text(input_ids, inputs_embeds, self.embedding_dim)
         text = input_ids if inputs_embeds is None else inputs_embeds
         lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
@@ -503,7 +506,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         if labels is not None or shift_labels is not None:
             check_targets(labels if shift_labels is None else shift_labels, last_hidden_state.shape[:2])
             targets = self.summaries.targets(input_ids, labels, shift_labels)
-            loss = self._loss(last_hidden_state, logits, targets, length_penalty, num_items_in_batch)
+            loss = self._loss(last_hidden_state, logits, targets, length_penalty, num_items_in_batch, use_liger_kernel)
         return AutoCompressorOutput(
             loss=loss,
             logits=logits,
@@ -517,12 +520,15 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             attentions=join_attentions([segment.attentions for segment in segments]),
         )
 
-    def _loss(self, last_hidden_state, logits, targets, length_penalty, num_items_in_batch) -> torch.Tensor:
+    def _loss(
+        self, last_hidden_state, logits, targets, length_penalty, num_items_in_batch, use_liger_kernel
+    ) -> torch.Tensor:
         """Mean cross-entropy of the next tokens; from the logits where all of them are there, else in chunks."""
         if logits is not None and logits.shape[:2] == targets.shape:
             loss = summed_cross_entropy(logits, targets)
         else:
-            loss = chunked_cross_entropy(self.lm_head, last_hidden_state, targets, self.config.vocab_size)
+            head = (self.lm_head, last_hidden_state, targets, self.config.vocab_size)
+            loss = chunked_cross_entropy(*head, use_liger_kernel)
         if length_penalty is not None:
             # It weighs as much as the targets of this call among all that the loss is a mean over.
             loss = loss + length_penalty * (targets != -100).sum()
