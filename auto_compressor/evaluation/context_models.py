@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoModel, PreTrainedModel
 
-from ..activation_compressor import POLICIES, ActivationCompressor
+from ..activation_compressor.cache_policies import POLICIES
+from ..activation_compressor.modeling_activation_compressor import ActivationCompressor
 from ..autocompressor.bases import load_autocompressor
 from ..files.bases import load_base_model, resolve_base
 from ..files.loading import load, load_tokenizer

@@ -39,7 +39,13 @@ class DataTrainingArguments:
         default_factory=list,
         metadata={"help": "Validation files, each PATH or NAME=PATH; every one is a validation set of its own."},
     )
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    text_column: str = field(
+        default="text",
+        metadata={
+            "help": "Column that holds the text, or conversations: lists of messages with role and content, which are"
+            " written in the chat template of the tokenizer."
+        },
+    )
     preprocessed_train_datasets: list[str] = field(
         default_factory=list,
         metadata={"help": "Tokenised training sets (column input_ids): hub names, saved folders, parquet or jsonl."},
