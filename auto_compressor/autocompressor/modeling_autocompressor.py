@@ -11,7 +11,7 @@ Chevalier et al., "Adapting Language Models to Compress Contexts", EMNLP 2023, h
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pickle import UnpicklingError
 
 import torch
@@ -110,6 +110,21 @@ class SummaryNorm(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
+
+
+def gathers_parameters(method: Callable) -> Callable:
+    """Makes a method read whole parameters where they are sharded (FSDP2), as `forward` does."""
+
+    @wraps(method)
+    def called(self, *args, **kwargs):
+        if not hasattr(self, "_get_fsdp_state") or method.__name__ in vars(self):
+            return method(self, *args, **kwargs)
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        register_fsdp_forward_method(self, method.__name__)
+        return getattr(self, method.__name__)(*args, **kwargs)
+
+    return called
 
 
 def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
@@ -534,6 +549,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             loss = loss + length_penalty * (targets != -100).sum()
         return mean_over_targets(loss, targets, num_items_in_batch)
 
+    @gathers_parameters
     @torch.no_grad()
     def compress(
         self,
