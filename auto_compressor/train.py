@@ -93,6 +93,7 @@ def write_card_of_run(trainer: Trainer, arguments: RunArguments, rows: list[dict
         write_card(
             trainer.model.config,
             trainer.args.output_dir,
+            Path(trainer.args.output_dir).absolute().name,
             base_model=arguments.model.model_name_or_path,
             datasets=[name for name in [arguments.data.dataset_name] if is_repository(name)],
             data=training_data(arguments.data),

@@ -130,7 +130,7 @@ class Request(BaseHTTPRequestHandler):
         self.answer({"errors": [], "warnings": []})
 
     def harnesses(self):
-        self.answer([])  # programs that huggingface_hub would name in its requests
+        self.missing("EntryNotFound")  # programs that huggingface_hub would name in its requests
 
 
 def etag(content: bytes) -> str:

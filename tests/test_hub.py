@@ -30,9 +30,9 @@ LANGUAGE_MODELS = ("opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "variab
 LANGUAGE_MODELS += ("adaptive_byte", "gru_byte")
 OTHERS = ("hierarchical_autoencoder", "continuous_text_autoencoder", "activation_compressor")
 
-def load(name, **options):
+def load(name, source="user", **options):
     auto = AutoModelForCausalLM if name in LANGUAGE_MODELS else AutoModel
-    return auto.from_pretrained(f"user/{name}", **options).eval()
+    return auto.from_pretrained(f"{source}/{name}", **options).eval()
 
 @torch.no_grad()
 def outputs_of(model):
@@ -49,7 +49,6 @@ def check(name, model, module):
     expected = torch.load(folder / f"{name}.pt", weights_only=True)
     tolerance = 1e-4 if name == "adapters" else 0  # they are merged
     torch.testing.assert_close(outputs_of(model), expected, rtol=tolerance, atol=tolerance)
-    model.save_pretrained(folder / "again" / name)
 
 def run_example(name, number):
     card = Path(hf_hub_download(f"user/{name}", "README.md")).read_text()
@@ -124,17 +123,20 @@ for name in "ab":
 main(f"{run} --output_dir run --push_to_hub true --hub_model_id user/run".split())
 """
 
-LOAD = """
+LOAD_WITHOUT = f"""{WITHOUT_PACKAGE}{PROGRAM}
 for name in LANGUAGE_MODELS + OTHERS:
-    check(name, load(name{options}), {module!r})
-    run_example(name, {block})
+    model = load(name, trust_remote_code=True)
+    check(name, model, "transformers_modules.user.")
+    model.save_pretrained(folder / "again" / name)
+    run_example(name, 1)
 """
-LOAD_WITHOUT = (
-    WITHOUT_PACKAGE
-    + PROGRAM
-    + LOAD.format(options=", trust_remote_code=True", module="transformers_modules.user.", block=1)
-)
-LOAD_WITH = PROGRAM + "import auto_compressor\n" + LOAD.format(options="", module="auto_compressor.", block=0)
+LOAD_WITH = f"""{PROGRAM}
+import auto_compressor
+for name in LANGUAGE_MODELS + OTHERS:
+    check(name, load(name), "auto_compressor.")
+    check(name, load(name, folder / "again"), "auto_compressor.")
+    run_example(name, 0)
+"""
 ADAPTERS = """
 import logging
 from huggingface_hub import snapshot_download
@@ -150,7 +152,7 @@ base = AutoModelForCausalLM.from_pretrained(f"{local}/adapted_base")
 assert not messages, messages
 adapted = PeftModel.from_pretrained(base, "user/adapters").eval()
 torch.testing.assert_close(outputs_of(merged), outputs_of(adapted), rtol=1e-4, atol=1e-4)
-assert merged.config.summary_length == 3 and merged.summary_norm.weight.requires_grad
+assert merged.config.summary_length == 3 and isinstance(merged.summary_norm.weight, torch.nn.Parameter)
 for name in ("embed_summary", "summary_norm"):
     ours, theirs = (getattr(model, name).state_dict() for model in (merged, adapted.merge_and_unload()))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -163,7 +165,11 @@ def run(script, hub, folder, isolated=False):
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
-    environment |= {} if isolated else {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment |= (
+        {}
+        if isolated
+        else {"PYTHONPATH": os.pathsep.join([f"{ROOT}{part}" for part in ("", "/tests", "/tests/commands")])}
+    )
     command = [sys.executable, *(["-I"] if isolated else []), "-c", script, str(folder)]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
@@ -186,7 +192,10 @@ def hub(folder):
 
 
 def test_loads_without_the_package_as_with_it(hub, folder):
-    """The outputs are equal, and so is what the examples of the cards print. No question can be answered."""
+    """
+    The outputs are equal, and so is what the examples of the cards print; what was saved without the package loads
+    with it. No question can be answered.
+    """
     without, with_package = run(LOAD_WITHOUT, hub, folder, isolated=True), run(LOAD_WITH, hub, folder)
     assert without == with_package and without.count("###") == 14
 
@@ -223,6 +232,7 @@ def test_cards_say_what_is_known(hub):
     cards = {name: ModelCard(hub.repositories[name]["README.md"].decode()) for name, _ in families_of(hub)}
     assert all({"auto_compressor", "text-compression"} <= set(card.data.tags) for card in cards.values())
     assert all(f'name = "{name}"' in card.text for name, card in cards.items())
+    assert all(f"# {name.removeprefix('user/')}\n" in card.text for name, card in cards.items())
     assert cards["user/adapters"].data.base_model == cards["user/activation_compressor"].data.base_model == "user/base"
     assert "A segment of 16 tokens becomes 2 summary vectors, 8 tokens each." in cards["user/llama"].text
     trained = cards["user/run"]
@@ -234,19 +244,21 @@ def test_cards_say_what_is_known(hub):
 
 def test_a_card_by_hand_stays(tmp_path):
     model = tiny_autocompressor("llama")
-    for written in ("By hand.", None):
-        write_card(model.config, tmp_path)
-        card = (tmp_path / "README.md").read_text()
-        assert is_ours(card) == (written == "By hand.")
-        (tmp_path / "README.md").write_text(written or "")
-    assert (tmp_path / "README.md").read_text() == ""
+    path = tmp_path / "README.md"
+    for name in ("first", "second"):
+        write_card(model.config, tmp_path, name, base_model=None)
+        assert is_ours(path.read_text()) and f"# {name}" in path.read_text()
+    path.write_text("By hand.")
+    write_card(model.config, tmp_path, "third", base_model=None)
+    assert path.read_text() == "By hand."
 
 
 def test_the_code_is_ours_where_torch_wraps_the_model(tmp_path):
     """As FSDP does, by a class of its own that a module of torch defines."""
     model = tiny_autocompressor("llama")
     model.__class__ = type("FSDPModel", (type(model),), {"__module__": "torch.nn.modules.module"})
-    model.save_pretrained(tmp_path)
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForCausalLM"] == "modeling_autocompressor.LlamaAutoCompressorModel"
     assert not (tmp_path / "module.py").exists() and (tmp_path / "modeling_autocompressor.py").exists()

@@ -12,7 +12,7 @@ EXAMPLE = """from transformers import AutoModel, AutoTokenizer
 model = AutoModel.from_pretrained(name).eval()
 tokenizer = AutoTokenizer.from_pretrained(name)
 inputs = tokenizer("In the beginning God created", add_special_tokens=False, return_tensors="pt")
-print(inputs.input_ids.shape[1], "tokens are", model.encode(**inputs).latents.shape[1], "latents")
+print(inputs.input_ids.shape[1], "tokens are", model.encode(**inputs).mean.shape[1], "latents")
 print(model.reconstruct("In the beginning God created", tokenizer=tokenizer))"""
 
 

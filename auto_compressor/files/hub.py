@@ -7,7 +7,6 @@ place of ours where FSDP wraps a model. Here the code lies beside every config t
 import json
 import shutil
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from sys import modules
 from tempfile import TemporaryDirectory
@@ -68,7 +67,6 @@ def register(
     model_class.push_to_hub = push_to_hub  # type: ignore[method-assign]
 
 
-@cache
 def code_of(config_class: type[PreTrainedConfig]) -> tuple[dict[str, str], list[str]]:
     """What `auto_map` says of the classes of a model, and the files that define them."""
     found = REGISTERED[config_class]
@@ -108,16 +106,17 @@ def push_to_hub(
         if not adapters and beside.is_file() and is_ours(beside.read_text(encoding="utf-8")):
             shutil.copyfile(beside, Path(folder, CARD_FILE))
         else:
-            write_card(model.config, folder, base_model=model.name_or_path, tags=tags)
+            write_card(model.config, folder, repo_id.split("/")[-1], base_model=model.name_or_path, tags=tags)
         return push_folder(folder, repo_id, **{"commit_message": "Upload model", **kwargs})
 
 
-def write_card(config: PreTrainedConfig, folder: str | Path, **facts: Any):
-    """Writes the card of a model, unless its folder has one by hand. `facts`: as in [`Card.text`]."""
+def write_card(config: PreTrainedConfig, folder: str | Path, name: str, base_model: str | None, **facts: Any):
+    """Writes the card of a model, unless its folder has one by hand. `name` and further facts: as in [`Card.text`]."""
     path = Path(folder, CARD_FILE)
+    base_model = getattr(config, "base_name_or_path", None) or base_model
     found = REGISTERED.get(type(config))
     if found is not None and not (path.exists() and not is_ours(path.read_text(encoding="utf-8"))):
-        path.write_text(found.card.text(config, path.parent.resolve().name, **facts))
+        path.write_text(found.card.text(config, name, base_model, **facts))
 
 
 def push_folder(
