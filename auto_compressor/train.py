@@ -60,11 +60,13 @@ def begin_run(arguments: RunArguments) -> str | None:
 
 
 def train(trainer: Trainer, checkpoint: str | None):
-    """Trains to the end and saves model, tokenizer, metrics and state."""
+    """Trains to the end and saves model, tokenizer, metrics and state; the config too where weights are sharded."""
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        trainer.model.config.save_pretrained(trainer.args.output_dir)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()

@@ -159,21 +159,14 @@ for name in ("embed_summary", "summary_norm"):
 """
 
 
-def run(script, hub, folder, isolated=False):
+def run(script, hub, folder, *options):
     """Python with the stand-in as its hub and a cache of its own; returns what it prints."""
-    dropped = ("HF_HUB_OFFLINE", "PYTHONPATH", "HF_TOKEN")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
-    environment |= (
-        {}
-        if isolated
-        else {"PYTHONPATH": os.pathsep.join([f"{ROOT}{part}" for part in ("", "/tests", "/tests/commands")])}
-    )
-    command = [sys.executable, *(["-I"] if isolated else []), "-c", script, str(folder)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+    environment |= {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([f"{ROOT}{part}" for part in ("", "/tests", "/tests/commands")])
+    command = [sys.executable, *options, "-c", script, str(folder)]
+    done = subprocess.run(command, cwd=folder, env=environment, input="", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -196,7 +189,7 @@ def test_loads_without_the_package_as_with_it(hub, folder):
     The outputs are equal, and so is what the examples of the cards print; what was saved without the package loads
     with it. No question can be answered.
     """
-    without, with_package = run(LOAD_WITHOUT, hub, folder, isolated=True), run(LOAD_WITH, hub, folder)
+    without, with_package = run(LOAD_WITHOUT, hub, folder, "-I"), run(LOAD_WITH, hub, folder)
     assert without == with_package and without.count("###") == 14
 
 
@@ -237,7 +230,7 @@ def test_cards_say_what_is_known(hub):
     assert "A segment of 16 tokens becomes 2 summary vectors, 8 tokens each." in cards["user/llama"].text
     trained = cards["user/run"]
     assert "`a.txt`" in trained.text and "| b | bits_per_byte |" in trained.text
-    assert {"bits_per_byte", "loss"} <= {result.metric_type for result in trained.data.eval_results}
+    assert "bits_per_byte" in {result.metric_type for result in trained.data.eval_results}
     messages = [message for name, message, _ in hub.commits if name == "user/run"]
     assert messages == ["Model save", "Upload folder"]
 

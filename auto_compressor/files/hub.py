@@ -106,7 +106,8 @@ def push_to_hub(
         if not adapters and beside.is_file() and is_ours(beside.read_text(encoding="utf-8")):
             shutil.copyfile(beside, Path(folder, CARD_FILE))
         else:
-            write_card(model.config, folder, repo_id.split("/")[-1], base_model=model.name_or_path, tags=tags)
+            base_model = None if model.name_or_path == repo_id else model.name_or_path
+            write_card(model.config, folder, repo_id.split("/")[-1], base_model, tags=tags)
         return push_folder(folder, repo_id, **{"commit_message": "Upload model", **kwargs})
 
 
@@ -116,7 +117,7 @@ def write_card(config: PreTrainedConfig, folder: str | Path, name: str, base_mod
     base_model = getattr(config, "base_name_or_path", None) or base_model
     found = REGISTERED.get(type(config))
     if found is not None and not (path.exists() and not is_ours(path.read_text(encoding="utf-8"))):
-        path.write_text(found.card.text(config, name, base_model, **facts))
+        path.write_text(found.card.text(config, name, base_model, **facts), encoding="utf-8")
 
 
 def push_folder(

@@ -35,7 +35,7 @@ def license_of(base_model: str) -> str | None:
     """The licence that the card of a base states, if it can be read."""
     try:
         return ModelCard.load(base_model).data.get("license")
-    except (OSError, ValueError):  # no hub, no card, or no metadata
+    except Exception:  # no hub, no card, or one that cannot be read, for which readers raise almost anything
         return None
 
 
@@ -57,7 +57,7 @@ def results(rows: Sequence[dict[str, Any]], task: str) -> list[EvalResult]:
     for row in rows:
         figures = {row["metric"]: row["value"]} if "metric" in row else row
         for metric, value in figures.items():
-            if isinstance(value, int | float) and row.get("part", "all") == "all":
+            if isinstance(value, float) and row.get("part", "all") == "all":  # no counts, and all parts at once
                 found.append(EvalResult(task, row["set"], row["set"], metric, value))
     return found
 
