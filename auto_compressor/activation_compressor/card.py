@@ -22,8 +22,8 @@ with compressor.attach(base):
 
 def ratio(config: PreTrainedConfig) -> str:
     base = f"`{config.base_name_or_path}`" if is_repository(config.base_name_or_path) else "its base"
-    size = f"{config.num_slots} slots" if config.num_slots else f"a {config.compression_ratio:g}th of the bytes"
-    return f"It belongs to {base}, whose cache gets {size}."
+    size = f"{config.num_slots} slots" if config.num_slots else f"1/{config.compression_ratio:g} of the bytes"
+    return f"It belongs to {base}, whose cache shrinks to {size}."
 
 
 def example(config: PreTrainedConfig) -> str:

@@ -1,5 +1,7 @@
 """What the card of a hierarchical byte autoencoder says."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 from ..files.model_card import Card
@@ -18,13 +20,11 @@ print(tokenizer.decode(model.decode(codes).sequences[0]))"""
 
 
 def ratio(config: PreTrainedConfig) -> str:
-    bytes_per_patch, top = 1.0, config.level_configs[-1]
-    for level in config.level_configs:
-        bytes_per_patch *= level.target_ratio / level.symbols_per_unit
-    return (
-        f"{config.num_levels} level(s). Trained for {bytes_per_patch:.3g} bytes per patch, of {top.num_quantizers}"
-        f" code(s) with {top.codebook_size} values: {top.bits_per_code:.3g} bits."
-    )
+    top, aims = config.level_configs[-1], all(level.border_rule == "target_ratio" for level in config.level_configs)
+    bytes_each = math.prod(level.target_ratio for level in config.level_configs)
+    size = f"about {bytes_each:.3g} bytes" if aims else "as many bytes as the entropies of the text say"
+    codes = f"{top.num_quantizers} of {top.codebook_size} codes, {top.bits_per_code:.3g} bits"
+    return f"Levels: {config.num_levels}. A patch, {size}, becomes {codes}."
 
 
 CARD = Card(what=WHAT, ratio=ratio, example=lambda config: EXAMPLE)
