@@ -40,6 +40,7 @@ from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.autocompressor.family import add_lora, load_model_and_tokenizer, load_teacher
 from auto_compressor.families import MODEL_TYPES, training_family
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.model_card import is_ours
 from auto_compressor.training.checkpoints import last_whole_checkpoint
 from auto_compressor.training.family import RunArguments
 
@@ -156,6 +157,9 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
     merged = load_autocompressor(str(first)).eval()
     assert merged.config.summary_length == 4
     assert torch.equal(merged.embed_summary.weight, adapters["base_model.model.embed_summary.weight"])
+    assert is_ours((first / "README.md").read_text()) and "| validation | all |" in (first / "README.md").read_text()
+    checkpoint = AutoModelForCausalLM.from_pretrained(first / "checkpoint-2")
+    assert_close(checkpoint.state_dict(), merged.state_dict())
     adapted = PeftModel.from_pretrained(load_model_and_tokenizer(model_args, training_args)[0], first).eval()
     ids = torch.randint(3, 64, (2, 24))
     for call in (lambda model: model.compress(ids, segment_lengths=8), lambda model: model(ids).logits):

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..files import loading
 from ..files.bases import load_base_config, resolve_base
 from ..files.bundled import BUNDLED_TOKENIZER
+from ..files.hub import push_to_hub
 from ..files.loading import load, reading
 from ..training.data import DataCollator
 from ..training.family import Family, RunArguments
@@ -123,6 +124,8 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments, training_args: 
     else:
         return model
     adapted.save_pretrained = partial(save_adapters, adapted, PeftModel.save_pretrained)
+    adapted.push_to_hub = partial(push_to_hub, adapted)
+    adapted.create_or_update_model_card = lambda folder: None  # in place of PEFT's, the run writes one
     return adapted
 
 

@@ -33,7 +33,7 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .adapters import is_adapted_base, is_adapter, load_adapted_base, load_merged
+from .adapters import downloaded, is_adapted_base, is_adapter, load_adapted_base, load_merged
 from .cache_names import as_cache, takes_cache
 from .checks import (
     check_attention_mask,
@@ -174,7 +174,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         """
         As in transformers, from a plain checkpoint of the base model, a published AutoCompressor or one of ours.
 
-        Adapters of a folder that `train.py --lora` wrote are merged into their base. Code in a folder is never run.
+        Adapters that `train.py --lora` wrote are merged into their base. Code in a folder is never run.
 
         Raises:
             OSError: if the checkpoint is damaged, or its weights do not fit its config.
@@ -185,8 +185,10 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 f"`gguf_file` must be None, got {kwargs['gguf_file']!r}: convert it first, by `AutoModelForCausalLM."
                 "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)`, and load the new folder."
             )
-        folder = str(pretrained_model_name_or_path)
+        folder = downloaded(str(pretrained_model_name_or_path), **kwargs)
         if is_adapter(folder) or is_adapted_base(folder):
+            if folder != str(pretrained_model_name_or_path):
+                kwargs.pop("revision", None)  # that of the adapters
             return load_with_adapters(cls, folder, **kwargs)
         kwargs.setdefault("trust_remote_code", False)
         try:
