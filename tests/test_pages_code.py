@@ -103,6 +103,8 @@ def workspace(tmp_path_factory):
     (folder / "book.jsonl").write_text(
         "".join(json.dumps({"text": verse}) + "\n" for verse in text[:6000].split(". "))
     )
+    model = str(folder / "checkpoints/quickstart_tiny/autocompressor")
+    command.main(["store", "build", str(folder / "book.jsonl"), "-o", str(folder / "store"), "--model", model])
     return folder
 
 
