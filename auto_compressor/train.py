@@ -65,7 +65,7 @@ def train(trainer: Trainer, checkpoint: str | None):
         logger.warning("Going on from %s", checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and not (Path(trainer.args.output_dir) / "config.json").exists():
         trainer.model.config.save_pretrained(trainer.args.output_dir)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)

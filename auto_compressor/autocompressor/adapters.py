@@ -4,6 +4,7 @@ A folder of adapters also has the folder `adapted_base`, with the config of the 
 checkpoint that its weights come from. PEFT takes that as the base, so that nothing of the summary vectors is lost.
 """
 
+import copy
 import json
 import logging
 import re
@@ -57,13 +58,15 @@ def save_adapters(adapted: "PeftModel", save: Callable, folder: str, **kwargs: A
     save(adapted, folder, save_embedding_layers=False, **kwargs)
     if not kwargs.get("is_main_process", True):
         return
-    target = Path(folder).resolve() / BASE_FOLDER
+    target, config = Path(folder).resolve() / BASE_FOLDER, copy.deepcopy(base.config)
+    # Adapters that were trained on weights of 4 bits are merged into whole ones.
+    vars(config).pop("quantization_config", None)
     for written in (folder, target):
-        base.config.save_pretrained(written)
+        config.save_pretrained(written)
     (target / BASE_FILE).write_text(json.dumps({"base_model_name_or_path": base.name_or_path}))
-    config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
-    config["base_model_name_or_path"] = str(target)
-    (Path(folder) / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+    settings = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
+    settings["base_model_name_or_path"] = str(target)
+    (Path(folder) / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
 def downloaded(name: str, **kwargs: Any) -> str:

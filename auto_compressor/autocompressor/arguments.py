@@ -25,6 +25,10 @@ class ModelArguments:
         default=None,
         metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention (default: transformers chooses)."},
     )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "Hold the frozen weights under LoRA adapters in 4 bits (NF4, by bitsandbytes)."},
+    )
     lora: bool = field(default=False, metadata={"help": "Train LoRA adapters (and --lora_modules_to_save) only."})
     lora_path: str | None = field(
         default=None, metadata={"help": "Folder of a trained LoRA adapter to continue from."}
