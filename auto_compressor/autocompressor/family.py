@@ -35,6 +35,19 @@ logger = logging.get_logger(__name__)
 
 # The published runs read 6,144 tokens in 4 segments of at most 2,048: room for random lengths.
 SHARE_OF_POSITIONS = 0.75
+# Training arguments that are fields of the config.
+SUMMARY_FIELDS = (
+    "summary_length",
+    "summary_source",
+    "summary_scale",
+    "accumulate_summary",
+    "segment_gradient_checkpointing",
+    "compression_max_len",
+    "compression_lambda",
+    "compression_alpha",
+    "truncate_bptt_segments",
+    "compress_stop_threshold",
+)
 # Fields of a config that makes no summary vectors; without control tokens `compression_max_len` means nothing, but may
 # not be 0 beside `summary_length` 0.
 PLAIN = {"summary_length": 0, "sum_token_id": None, "eoc_token_id": None, "segment_length": None}
@@ -67,10 +80,8 @@ def summary_config(
     training_args: TrainingArguments, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 ) -> dict[str, Any]:
     """The fields of the config that say how summary vectors are made, where they are not to be as in `config`."""
-    names = ("summary_length", "accumulate_summary", "segment_gradient_checkpointing", "compression_max_len")
-    names += ("compression_lambda", "compression_alpha", "truncate_bptt_segments", "compress_stop_threshold")
-    names += ("summary_source", "summary_scale")
-    fields = {name: getattr(training_args, name) for name in names if getattr(training_args, name) is not None}
+    fields = {name: getattr(training_args, name) for name in SUMMARY_FIELDS}
+    fields = {name: value for name, value in fields.items() if value is not None}
     if training_args.full_attention:
         return fields | PLAIN
     if training_args.compression_max_len and not getattr(config, "variable_length", False):

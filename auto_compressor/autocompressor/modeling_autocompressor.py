@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -149,6 +150,13 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     """
 
     summary_takes_positions: bool = True
+
+    if TYPE_CHECKING:  # what the base has
+        config: Any
+        model: Any
+        lm_head: Any
+        get_input_embeddings: Any
+        training: bool
 
     def __init__(self, config):
         super().__init__(config)

@@ -47,9 +47,7 @@ class ReadSegment:
     cache: SoftpromptCache | None
 
 
-def window_means(
-    states: torch.Tensor, mask: torch.LongTensor, num_windows: int
-) -> tuple[torch.Tensor, torch.LongTensor]:
+def window_means(states: torch.Tensor, mask: torch.LongTensor, num_windows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Means of the text's states over windows that follow one another, whose lengths differ by one at most.
 

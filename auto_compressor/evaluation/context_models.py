@@ -73,13 +73,14 @@ class ContextLM(TemplateLM):
     ):
         super().__init__()
         self.compress = one_of("compress", compress, ("context", "demonstrations"))
-        self.form, self.keep = one_of("form", form, FORMS), whole_number("keep", keep)
+        self.form, self.keep = one_of("form", form, FORMS), whole_number("keep", keep) or 1
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.tokenizer = model.eval().to(self._device), load_tokenizer(resolve_base(name))
-        self.front, self.read = None, None
+        self.front: list[int] = []  # what was read last
+        self.read: dict[str, Any] = {}
 
     @abstractmethod
-    def read_front(self, ids: torch.LongTensor) -> dict[str, Any]:
+    def read_front(self, ids: torch.Tensor) -> dict[str, Any]:
         """Arguments of the model that stand for the front of a context, `(1, length)` with at least one token."""
 
     @abstractmethod
@@ -117,7 +118,7 @@ class ContextLM(TemplateLM):
             self.front, self.read = front, self.read_front(self.tensor(front))
         return self.read, text
 
-    def tensor(self, ids: list[int]) -> torch.LongTensor:
+    def tensor(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor([ids], device=self._device)
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ class ContextLM(TemplateLM):
             generated = self.generate(self.tensor(text), given, max_new_tokens=limit, **options)
         return postprocess_generated_text(self.tokenizer.decode(generated), until, think_end_token=None)
 
-    def generate(self, ids: torch.LongTensor, given: dict[str, Any], **options) -> torch.LongTensor:
+    def generate(self, ids: torch.Tensor, given: dict[str, Any], **options) -> torch.Tensor:
         """The new tokens."""
         mask = torch.ones_like(ids)
         pad = self.model.config.pad_token_id
@@ -208,7 +209,7 @@ class AutoCompressorLM(ContextLM):
         ratio = whole_number("ratio", ratio)
         self.max_vectors = None if ratio is None else max(1, self.segment_length // ratio)
 
-    def read_front(self, ids: torch.LongTensor) -> dict[str, Any]:
+    def read_front(self, ids: torch.Tensor) -> dict[str, Any]:
         options = {"segment_lengths": self.segment_length, "max_summary_length": self.max_vectors}
         return {"softprompt": self.model.compress(ids, **options)}
 
@@ -256,7 +257,7 @@ class MergingCacheLM(ContextLM):
         with self.compressor.attach(self.model):
             yield
 
-    def read_front(self, ids: torch.LongTensor) -> dict[str, Any]:
+    def read_front(self, ids: torch.Tensor) -> dict[str, Any]:
         options = {"compression_ratio": self.ratio, "policy": self.policy}
         return {"cache": self.compressor.compress(self.model, ids, **options)}
 
@@ -266,7 +267,7 @@ class MergingCacheLM(ContextLM):
     def forked(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"past_key_values": given["cache"].fork()} if given else {"use_cache": False}
 
-    def generate(self, ids: torch.LongTensor, given: dict[str, Any], **options) -> torch.LongTensor:
+    def generate(self, ids: torch.Tensor, given: dict[str, Any], **options) -> torch.Tensor:
         if not given:
             return super().generate(ids, given, **options)
         cache = given["cache"].fork()
@@ -292,7 +293,7 @@ class ByteLM(ContextLM):
     def split(self, context: str, ids: list[int]) -> tuple[list[int], list[int]]:
         return [], ids
 
-    def read_front(self, ids: torch.LongTensor) -> dict[str, Any]:
+    def read_front(self, ids: torch.Tensor) -> dict[str, Any]:
         return {}
 
     def num_positions(self, length: int) -> int:
