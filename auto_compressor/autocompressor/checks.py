@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 from transformers.utils import logging
 
 
@@ -162,7 +162,7 @@ def warn_of_positions(config: PreTrainedConfig, num_softprompt: int, num_text: i
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether every pass gathers parameters from other processes (FSDP2, ZeRO-3), which must make the same passes."""
-    return hasattr(model, "_get_fsdp_state") or is_deepspeed_zero3_enabled()
+    return is_fsdp_managed_module(model) or is_deepspeed_zero3_enabled()
 
 
 def drops_caches(model: nn.Module) -> bool:

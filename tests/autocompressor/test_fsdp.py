@@ -6,6 +6,7 @@ FSDP of `accelerate launch` becomes plain data parallelism, and would prove noth
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,17 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def check_saved(folder: Path):
+    """The code of the class that was sharded, not of the one that sharding made, which is in no file of ours."""
+    model = tiny_autocompressor("llama")
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    shard(model).save_pretrained(folder, state_dict=weights, is_main_process=dist.get_rank() == 0)
+    if dist.get_rank() == 0:
+        config = json.loads((folder / "config.json").read_text())
+        assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_autocompressor.LlamaAutoCompressorModel"
+        assert not [path.name for path in folder.glob("*fsdp*")]
+
+
 def check(name: str, variable: bool):
     """A row on every process, against both rows in one model without shards."""
     rank = dist.get_rank()
@@ -102,4 +114,5 @@ if __name__ == "__main__" and len(sys.argv) > 1:
     for family in ("opt", "llama"):
         for is_variable in (False, True):
             check(family, is_variable)
+    check_saved(Path(sys.argv[1]))
     dist.destroy_process_group()
