@@ -67,7 +67,7 @@ def summary_config(
     """The fields of the config that say how summary vectors are made, where they are not to be as in `config`."""
     names = ("summary_length", "accumulate_summary", "segment_gradient_checkpointing", "compression_max_len")
     names += ("compression_lambda", "compression_alpha", "truncate_bptt_segments", "compress_stop_threshold")
-    names += ("summary_source", "summary_scale")
+    names += ("summary_source", "summary_scale", "ordinary_summary_positions")
     fields = {name: getattr(training_args, name) for name in names if getattr(training_args, name) is not None}
     if training_args.full_attention:
         return fields | PLAIN
