@@ -7,7 +7,6 @@ from transformers import GenerationConfig
 
 from .cache_names import as_cache, cache_in, takes_cache
 from .cached_prompts import CachedPromptMixin
-from .checks import check_hard_mask, check_servable, check_softprompt, check_text
 from .segments import resolve_segment_lengths
 from .softprompt_cache import SoftpromptCache
 
@@ -77,39 +76,6 @@ class AutoCompressorGenerationMixin(CachedPromptMixin):
             segment_lengths=segment_lengths,
             **kwargs,
         )
-
-    @torch.no_grad()
-    def to_prompt_embeds(
-        self,
-        input_ids: torch.LongTensor,
-        softprompt: torch.FloatTensor,
-        softprompt_attention_mask: torch.LongTensor | None = None,
-    ) -> list[torch.FloatTensor]:
-        r"""
-        What the plain base model, in any engine that takes embeddings, reads in place of summary vectors and prompt.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`): The prompts, without padding.
-            softprompt (`torch.Tensor` of shape `(batch_size or 1, softprompt_length, embedding_dim)`):
-                The summary vectors in front of them; one row serves all prompts.
-            softprompt_attention_mask (`torch.LongTensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
-                0 for vectors that a row must not see, which are left out.
-
-        Returns:
-            `list[torch.FloatTensor]`: One tensor `(tokens, embedding_dim)` for each prompt.
-
-        Raises:
-            ValueError: if arguments do not fit, or the summary vectors of the model have no positions of their own.
-        """
-        check_servable(self)
-        check_text(input_ids, None, self.embedding_dim)
-        prompts = self.get_input_embeddings()(input_ids)  # (batch, prompt_length, embedding_dim)
-        softprompt, mask = check_softprompt(softprompt, softprompt_attention_mask, prompts)
-        if mask is None:
-            return list(torch.cat([softprompt, prompts], dim=1).unbind())
-        check_hard_mask(mask)
-        rows = zip(softprompt, mask.bool(), prompts, strict=True)
-        return [torch.cat([vectors[seen], prompt]) for vectors, seen, prompt in rows]
 
     @takes_cache
     def prepare_inputs_for_generation(self, input_ids, cache=None, inputs_embeds=None, segment_lengths=None, **kwargs):

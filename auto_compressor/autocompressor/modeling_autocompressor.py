@@ -38,9 +38,11 @@ from .cache_names import as_cache, takes_cache
 from .checks import (
     check_attention_mask,
     check_control_tokens,
+    check_hard_mask,
     check_position_ids,
     check_position_table,
     check_segments,
+    check_servable,
     check_softprompt,
     check_summary_source,
     check_targets,
@@ -225,8 +227,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         Those of a variable-length summary share the position -1, unless the config says otherwise: one whose survival
         goes to 0 would else move the others, and be missed.
         """
-        by_default = self.summary_takes_positions and not self.config.variable_length
-        return by_default or self.config.ordinary_summary_positions
+        config = self.config
+        return config.ordinary_summary_positions or (self.summary_takes_positions and not config.variable_length)
 
     @property
     def shares_position_table(self) -> bool:
@@ -278,7 +280,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             softprompt_positions = (seen.cumsum(dim=1) - 1).expand(text_positions.shape[0], -1)
         else:
             softprompt_positions = text_positions.new_full((text_positions.shape[0], softprompt_mask.shape[1]), -1)
-        if not (self.summary_takes_positions or self.config.ordinary_summary_positions):
+        if not (self.summary_takes_positions or self.softprompt_takes_positions):
             outside = text_positions.new_full((text_positions.shape[0], num_summary), -1)
             return softprompt_positions, text_positions, outside
         text_end = text_positions.amax(dim=1, keepdim=True) + 1
@@ -606,6 +608,38 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 " that they need (`softprompt_attention_mask`)."
             )
         return softprompt
+
+    @torch.no_grad()
+    def to_prompt_embeds(
+        self,
+        input_ids: torch.LongTensor,
+        softprompt: torch.FloatTensor,
+        softprompt_attention_mask: torch.LongTensor | None = None,
+    ) -> list[torch.Tensor]:
+        r"""
+        What the plain base model, in any engine that takes embeddings, reads in place of summary vectors and prompt.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`): The prompts, without padding.
+            softprompt (`torch.Tensor` of shape `(batch_size or 1, softprompt_length, embedding_dim)`):
+                The summary vectors in front of them; one row serves all prompts.
+            softprompt_attention_mask (`torch.LongTensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
+                0 for vectors that a row must not see, which are left out.
+
+        Returns:
+            `list[torch.Tensor]`: One tensor `(tokens, embedding_dim)` for each prompt.
+
+        Raises:
+            ValueError: if arguments do not fit, or the summary vectors of the model have no positions of their own.
+        """
+        check_servable(self)
+        check_text(input_ids, None, self.embedding_dim)
+        prompts = self._text_embeds(input_ids, None)  # (batch, prompt_length, embedding_dim)
+        vectors, mask = check_softprompt(softprompt, softprompt_attention_mask, prompts)
+        mask = mask_or_ones(mask, vectors.shape[1], vectors.device).expand(len(prompts), -1)
+        check_hard_mask(mask)
+        rows = zip(vectors, mask.bool(), prompts, strict=True)
+        return [torch.cat([row[seen], prompt]) for row, seen, prompt in rows]
 
     def _text_embeds(self, input_ids, inputs_embeds) -> torch.Tensor:
         return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds

@@ -121,6 +121,7 @@ def test_adapters_are_merged(tmp_path):
     for parameter in adapted.parameters():
         torch.nn.init.normal_(parameter, std=0.1) if parameter.requires_grad else None
     save_adapters(adapted, type(adapted).save_pretrained, str(tmp_path / "adapters"))
+    model.config.save_pretrained(tmp_path / "adapters")
     bundled_tokenizer().save_pretrained(tmp_path / "adapters")
     assert command.main(["export-base", str(tmp_path / "adapters"), str(tmp_path / "base")]) == 0
     merged = load_autocompressor(str(tmp_path / "adapters")).state_dict()
