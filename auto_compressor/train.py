@@ -19,6 +19,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import logging as hub_logging
 from transformers import HfArgumentParser, Trainer, set_seed
@@ -26,7 +27,10 @@ from transformers import TrainingArguments as HfTrainingArguments
 from transformers.utils import logging
 
 from .families import DEFAULT, MODEL_TYPES, training_family
+from .files.hub import push_folder, write_card
+from .files.model_card import is_repository
 from .moved_modules import moved_names
+from .training.arguments import DataTrainingArguments
 from .training.checkpoints import check_settings, find_checkpoint, remove_left_over, settings_of, write_settings
 from .training.family import Family, RunArguments, make_trainer
 from .training.report import add_reports, expected_messages_are_silent, write_report
@@ -56,25 +60,47 @@ def begin_run(arguments: RunArguments) -> str | None:
 
 
 def train(trainer: Trainer, checkpoint: str | None):
-    """Trains to the end and saves model, tokenizer, metrics and state; adapters get the config beside them."""
+    """Trains to the end and saves model, tokenizer, metrics and state; the config too where weights are sharded."""
     if checkpoint is not None:
         logger.warning("Going on from %s", checkpoint)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and not (Path(trainer.args.output_dir) / "config.json").exists():
         trainer.model.config.save_pretrained(trainer.args.output_dir)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
 
 
-def evaluate(trainer: Trainer, family: Family):
+def evaluate(trainer: Trainer, family: Family) -> list[dict[str, Any]]:
     """Evaluates on every validation set; writes `eval_results.json` and `evaluation.csv`, and prints the table."""
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
+    rows = [row for name in trainer.eval_dataset for row in family.report_rows(name, metrics, trainer.args)]
     if trainer.is_world_process_zero():
-        rows = [row for name in trainer.eval_dataset for row in family.report_rows(name, metrics, trainer.args)]
         write_report(rows, Path(trainer.args.output_dir) / "evaluation.csv")
+    return rows
+
+
+def training_data(data_args: DataTrainingArguments) -> str:
+    """The text of a run in words, without the folders in which files lie."""
+    files = [Path(name).name for name in [*data_args.train_file, *data_args.preprocessed_train_datasets]]
+    named = [data_args.dataset_name, data_args.dataset_config_name] if data_args.dataset_name else files
+    return ", ".join(f"`{name}`" for name in named if name) or "The text that `train.py` reads where none is named."
+
+
+def write_card_of_run(trainer: Trainer, arguments: RunArguments, rows: list[dict[str, Any]]):
+    """Writes the model card of a run, with the rows of its report."""
+    if trainer.is_world_process_zero():
+        write_card(
+            trainer.model.config,
+            trainer.args.output_dir,
+            Path(trainer.args.output_dir).absolute().name,
+            base_model=arguments.model.model_name_or_path,
+            datasets=[name for name in [arguments.data.dataset_name] if is_repository(name)],
+            data=training_data(arguments.data),
+            rows=rows,
+        )
 
 
 def run(family: Family, arguments: RunArguments):
@@ -87,10 +113,17 @@ def run(family: Family, arguments: RunArguments):
     set_seed(training_args.seed)
     trainer = make_trainer(family, arguments)
     add_reports(trainer)
+    rows: list[dict[str, Any]] = []
+    # The Trainer calls it when it pushes.
+    trainer.create_model_card = lambda **kwargs: write_card_of_run(trainer, arguments, rows)  # type: ignore[method-assign]
     if training_args.do_train:
         train(trainer, checkpoint)
     if training_args.do_eval:
-        evaluate(trainer, family)
+        rows += evaluate(trainer, family)
+    if training_args.do_train:
+        trainer.create_model_card()
+        if training_args.push_to_hub and trainer.is_world_process_zero():
+            push_folder(training_args.output_dir, trainer.hub_model_id, token=training_args.hub_token)
     # A process that leaves while its last messages are under way can hang in gloo, and so can DDP freed at exit.
     trainer.accelerator.wait_for_everyone()
     trainer.model_wrapped = None

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                  # all of it, on one thread
     python benchmarks/speed.py --before v0.1.0 --only "training 4 x (2 x 256)" "compress, 32 segments" --repeats 9
+    python benchmarks/speed.py --shares --only generation "training, 32 segments"     # what their time is made of
 
 Every side of a piece of work runs in a process of its own, one after the other, round by round, so that whatever else
 the machine does slows all of them; seconds are those of the CPU, ratios are those of the medians, with the lowest and
@@ -34,6 +35,12 @@ OPT |= {"word_embed_proj_dim": 256, "max_position_embeddings": 2048}
 SEGMENTS, SEGMENT_LENGTH = (2, 8, 16, 32), 128
 BYTES = 8000  # of the file that is compressed
 PRODUCT = 1024  # rows and columns of the product that the rate is measured with
+KINDS = {  # of operations, by what stands in their names
+    "products": ("mm",),
+    "attention": ("scaled_dot_product",),
+    "softmax, exp": ("softmax", "exp_"),
+    "copies, masks": ("cat", "copy_", "fill_", "where", "aten::le", "aten::sub_"),
+}
 
 
 # Pieces of work: side -> what is timed
@@ -130,10 +137,10 @@ for kind in ("gru_byte", "adaptive_byte"):
 # A process for every side
 
 
-def serve(work: str, side: str):
-    """Answers `run`, `memory` and `operations`, a line each, until its input ends."""
+def serve(make: Callable[[], Callable[[], object]]):
+    """Answers `run`, `memory`, `operations` and `value` of what is made, a line each, until its input ends."""
     torch.set_num_threads(1)
-    function = WORK[work][1](side)
+    function = make()
     for line in sys.stdin:
         print(json.dumps(ANSWERS[line.strip()](function)), flush=True)
 
@@ -152,15 +159,14 @@ def operations(function: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-ANSWERS = {"run": cpu_seconds, "memory": peak_bytes, "operations": operations}
+ANSWERS = {"run": cpu_seconds, "memory": peak_bytes, "operations": operations, "value": lambda function: function()}
 
 
 class Side:
-    """One side of a piece of work: its process, with the package of a folder."""
+    """One side of a piece of work: its process, a command with the package of a folder."""
 
-    def __init__(self, work: str, side: str, folder: Path):
+    def __init__(self, command: list[str], folder: Path):
         variables = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, __file__, "--serve", work, side]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
         self.process = subprocess.Popen(command, env=os.environ | variables, **pipes)
 
@@ -176,6 +182,20 @@ class Side:
         self.process.wait()
 
 
+def shares_of_time(function: Callable[[], object]) -> dict[str, float]:
+    """The share of every kind of operation in the time of a call; what is left of it is spent between operations."""
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        start = time.perf_counter()
+        function()
+        whole = time.perf_counter() - start
+    shares = dict.fromkeys([*KINDS, "other operations"], 0.0)
+    for event in profile.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), None)
+        shares[kind or "other operations"] += event.self_cpu_time_total / 1e6 / whole
+    return shares | {"between operations": 1 - sum(shares.values())}
+
+
 def products_per_second() -> float:
     """Floating-point operations per second of one thread in a large product."""
     torch.set_num_threads(1)
@@ -185,7 +205,8 @@ def products_per_second() -> float:
 
 def measure(work: str, before: Path, repeats: int, rate: float) -> list[dict]:
     """A row for every side of a piece of work."""
-    sides = {side: Side(work, side, before if side == "before" else ROOT) for side in WORK[work][0]}
+    command = [sys.executable, __file__, "--serve", work]
+    sides = {side: Side([*command, side], before if side == "before" else ROOT) for side in WORK[work][0]}
     rounds = [{name: side.ask("run") for name, side in sides.items()} for _ in range(repeats + 1)][1:]
     rows = []
     for name, side in sides.items():
@@ -213,11 +234,17 @@ def main():
     parser.add_argument("--before", default=BEFORE, help="commit or tag of the earlier build (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=list(WORK), choices=list(WORK), metavar="WORK")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
+    parser.add_argument("--shares", action="store_true", help="only print what the time of this build is made of")
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/benchmarks"))
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        return serve(*args.serve)
+        work, side = args.serve
+        return serve(lambda: WORK[work][1](side))
+    if args.shares:
+        torch.set_num_threads(1)
+        rows = [{"work": work} | shares_of_time(WORK[work][1]("today")) for work in args.only]
+        return print_table("shares of the time, one thread", rows)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     rate, rows = products_per_second(), []
     with tempfile.TemporaryDirectory() as folder:

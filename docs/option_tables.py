@@ -7,7 +7,7 @@ A table stands between two comments, of which the first says what it is made fro
     <!-- table: options auto_compressor.autocompressor.arguments.TrainingArguments -->
     <!-- table: variables run/train.sh -->
     <!-- table: commands -->
-    <!-- table: command summarize -->
+    <!-- table: command store build -->
     <!-- end of table -->
 """
 
@@ -23,7 +23,7 @@ from auto_compressor.cli import main as command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MARKED = re.compile(r"(<!-- table: ([\w-]+) ?(\S*) -->\n).*?(?=<!-- end of table -->)", flags=re.DOTALL)
+MARKED = re.compile(r"(<!-- table: ([\w-]+) ?([^>]*?) -->\n).*?(?=<!-- end of table -->)", flags=re.DOTALL)
 DEFAULT = re.compile(r" \(default: ((?:[^()]|\([^()]*\))*)\)")
 ASSIGNMENT = re.compile(r"^(?P<name>[A-Z_]+)=\$\{(?P=name):?-(?P<default>[^}]*)\}(?:\s*#\s*(?P<meaning>.*))?$")
 # Of variables that the scripts say nothing about.
@@ -100,12 +100,19 @@ def commands(_: str) -> str:
 
 
 def command(name: str) -> str:
-    """The arguments of a sub-command."""
+    """The arguments of a sub-command, or of an action of one, as in `store build`."""
+    name, *actions = name.split()
     module = next(module for module in command_line.COMMANDS if module.NAME == name)
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
+    for action in actions:
+        parser = actions_of(parser)[action]
     rows = [argument_row(action) for action in parser._actions if action.dest != "help"]
     return table(("argument", "meaning"), rows)
+
+
+def actions_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 
 def argument_row(action: argparse.Action) -> tuple[str, str]:

@@ -334,7 +334,11 @@ BAD_INPUT = {
     "no json": (bad_file("a.jsonl", b"{not json"), ValueError, "cannot be read as json"),
     "not UTF-8": (bad_file("a.txt", b"\xff\xfe\xfa"), ValueError, "cannot be read as text.*utf-8"),
     "no column": (bad_file("a.jsonl", b'{"body": "x"}\n'), ValueError, r"'text' \(--text_column\).*body"),
-    "no string": (bad_file("a.jsonl", b'{"text": "x"}\n{"text": null}\n'), ValueError, "strings only, got None"),
+    "no string": (
+        bad_file("a.jsonl", b'{"text": "x"}\n{"text": null}\n'),
+        ValueError,
+        "strings or conversations, got None",
+    ),
     "too short": (bad_file("a.txt", b"one two"), ValueError, "has 2 tokens, fewer than one block of 16"),
     "no zip": (bad_file("a.txt", b"PK\x03\x04" + bytes(50)), ValueError, "cannot be read as text: File is not a zip"),
     "no row": (bad_file("a.csv", b"text\n"), ValueError, "--train_file .*a.csv.* cannot be read as csv"),

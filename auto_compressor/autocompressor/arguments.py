@@ -1,6 +1,7 @@
 """The command-line arguments of `train.py` for AutoCompressors, named as in the published script."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..training.arguments import OptimArguments
 
@@ -23,6 +24,10 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention (default: transformers chooses)."},
+    )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "Hold the frozen weights under LoRA adapters in 4 bits (NF4, by bitsandbytes)."},
     )
     lora: bool = field(default=False, metadata={"help": "Train LoRA adapters (and --lora_modules_to_save) only."})
     lora_path: str | None = field(
@@ -51,6 +56,8 @@ class ModelArguments:
 @dataclass
 class TrainingArguments(OptimArguments):
     """How the compressor is trained: segments, substeps, and everything of [`OptimArguments`]."""
+
+    has_liger_loss: ClassVar[bool] = True
 
     summary_length: int | None = field(
         default=None,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import (
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,7 +18,8 @@ from transformers.utils import logging
 from ..files import loading
 from ..files.bases import load_base_config, resolve_base
 from ..files.bundled import BUNDLED_TOKENIZER
-from ..files.loading import load, reading
+from ..files.hub import push_to_hub
+from ..files.loading import NEW_MODULES, load, reading
 from ..training.data import DataCollator
 from ..training.family import Family, RunArguments
 from . import adapters
@@ -76,6 +78,24 @@ def summary_config(
     return fields
 
 
+def quantization(model_args: ModelArguments, dtype: torch.dtype) -> dict[str, Any]:
+    """
+    How the weights are held: --load_in_4bit takes all linear layers but the head and what makes summary vectors.
+
+    Raises:
+        ValueError: for --load_in_4bit without adapters, or without bitsandbytes.
+    """
+    if not model_args.load_in_4bit:
+        return {}
+    if not (model_args.lora or model_args.lora_path):
+        raise ValueError("--load_in_4bit needs --lora or --lora_path: weights of 4 bits are not trained.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
+    skipped = ["lm_head", *NEW_MODULES]
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "llm_int8_skip_modules": skipped}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **options)}
+
+
 def load_model_and_tokenizer(
     model_args: ModelArguments, training_args: TrainingArguments
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -100,13 +120,15 @@ def load_model_and_tokenizer(
     check_tokenizer(tokenizer, config)
     attention = choose_attention(model_args, training_args)
     if name is None:
+        if model_args.load_in_4bit:
+            raise ValueError("--load_in_4bit needs --model_name_or_path: a new model is trained in full.")
         model = model_class._from_config(config, attn_implementation=attention)
     else:
         # Adapters train beside frozen weights in half precision; full training keeps float32 weights.
         half = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
         dtype = half if model_args.lora or model_args.lora_path else torch.float32
-        folder = resolve_base(name)
-        model = load(model_class, folder, config=config, dtype=dtype, attn_implementation=attention, **hub)
+        options = {"dtype": dtype, "attn_implementation": attention} | quantization(model_args, dtype)
+        model = load(model_class, resolve_base(name), config=config, **options, **hub)
     if fields.get("sum_token_id") is not None:
         resize_for_control_tokens(model, len(tokenizer))
     if training_args.max_position_embeddings not in (None, config.max_position_embeddings):
@@ -123,6 +145,8 @@ def add_lora(model: PreTrainedModel, model_args: ModelArguments, training_args: 
     else:
         return model
     adapted.save_pretrained = partial(save_adapters, adapted, PeftModel.save_pretrained)
+    adapted.push_to_hub = partial(push_to_hub, adapted)
+    adapted.create_or_update_model_card = lambda folder: None  # in place of PEFT's, the run writes one
     return adapted
 
 

@@ -4,6 +4,7 @@ at once the gradients of states and weight (the idea of Hsu et al., "Liger Kerne
 Training", 2024, section 3.2).
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -202,4 +203,27 @@ def fused_linear_loss(
     return LinearLoss.apply(rows, head.weight, head.bias, token_losses, *chunked)
 
 
-__all__ = ["at_least_float32", "cross_entropies", "divergences", "fused_linear_loss", "is_fused"]
+def liger_cross_entropy(head: nn.Linear, states: torch.Tensor, targets: torch.LongTensor) -> torch.Tensor:
+    """
+    [`fused_linear_loss`] of `cross_entropies` by the Triton kernels of liger-kernel, which need a GPU.
+
+    Args:
+        head, states, targets: As in [`fused_linear_loss`]; targets of -100 do not count.
+
+    Returns:
+        `torch.Tensor`: Scalar, in nats. It can be differentiated once, in one backward pass.
+    """
+    # No import statement: transformers would ask for it before it loads a model's code.
+    liger = importlib.import_module("liger_kernel.transformers")
+    loss = liger.LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)
+    return loss(head.weight, states.flatten(0, 1), targets.flatten(), head.bias)
+
+
+__all__ = [
+    "at_least_float32",
+    "cross_entropies",
+    "divergences",
+    "fused_linear_loss",
+    "is_fused",
+    "liger_cross_entropy",
+]

@@ -7,7 +7,14 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .linear_cross_entropy import at_least_float32, cross_entropies, divergences, fused_linear_loss, is_fused
+from .linear_cross_entropy import (
+    at_least_float32,
+    cross_entropies,
+    divergences,
+    fused_linear_loss,
+    is_fused,
+    liger_cross_entropy,
+)
 
 
 # 2^23 float32 logits are 32 MiB.
@@ -56,6 +63,7 @@ def chunked_cross_entropy(
     hidden_states: torch.Tensor,
     targets: torch.LongTensor,
     vocab_size: int,
+    use_liger_kernel: bool = False,
 ) -> torch.Tensor:
     """
     `summed_cross_entropy(lm_head(hidden_states), targets)` with the logits of a few tokens in memory at a time.
@@ -66,11 +74,14 @@ def chunked_cross_entropy(
         hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Last hidden states.
         targets (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Next tokens; -100 is ignored.
         vocab_size (`int`): Logits per token.
+        use_liger_kernel (`bool`, defaults to `False`): Whether liger-kernel does so for a plain `nn.Linear`.
 
     Returns:
         `torch.Tensor`: Scalar, in nats.
     """
     if is_fused(lm_head, hidden_states):
+        if use_liger_kernel:
+            return liger_cross_entropy(lm_head, hidden_states, targets)
         counted = targets != -100
         return fused_linear_loss(cross_entropies, lm_head, hidden_states, targets, counted, MAX_LOGITS_IN_MEMORY)
 

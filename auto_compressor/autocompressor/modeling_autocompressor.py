@@ -11,7 +11,7 @@ Chevalier et al., "Adapting Language Models to Compress Contexts", EMNLP 2023, h
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pickle import UnpicklingError
 
 import torch
@@ -33,7 +33,7 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .adapters import is_adapted_base, is_adapter, load_adapted_base, load_merged
+from .adapters import downloaded, is_adapted_base, is_adapter, load_adapted_base, load_merged
 from .cache_names import as_cache, takes_cache
 from .checks import (
     check_attention_mask,
@@ -74,7 +74,7 @@ from .segments import (
     mask_or_ones,
     resolve_segment_lengths,
 )
-from .softprompt_cache import SoftpromptCache
+from .softprompt_cache import SegmentCache, SoftpromptCache
 from .summaries import FixedSummaries, ReadSegment, VariableSummaries
 
 
@@ -113,6 +113,21 @@ class SummaryNorm(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
+
+
+def gathers_parameters(method: Callable) -> Callable:
+    """Makes a method read whole parameters where they are sharded (FSDP2), as `forward` does."""
+
+    @wraps(method)
+    def called(self, *args, **kwargs):
+        if not hasattr(self, "_get_fsdp_state") or method.__name__ in vars(self):
+            return method(self, *args, **kwargs)
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        register_fsdp_forward_method(self, method.__name__)
+        return getattr(self, method.__name__)(*args, **kwargs)
+
+    return called
 
 
 def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
@@ -163,7 +178,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         """
         As in transformers, from a plain checkpoint of the base model, a published AutoCompressor or one of ours.
 
-        Adapters of a folder that `train.py --lora` wrote are merged into their base. Code in a folder is never run.
+        Adapters that `train.py --lora` wrote are merged into their base. Code in a folder is never run.
 
         Raises:
             OSError: if the checkpoint is damaged, or its weights do not fit its config.
@@ -174,8 +189,10 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 f"`gguf_file` must be None, got {kwargs['gguf_file']!r}: convert it first, by `AutoModelForCausalLM."
                 "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)`, and load the new folder."
             )
-        folder = str(pretrained_model_name_or_path)
+        folder = downloaded(str(pretrained_model_name_or_path), **kwargs)
         if is_adapter(folder) or is_adapted_base(folder):
+            if folder != str(pretrained_model_name_or_path):
+                kwargs.pop("revision", None)  # that of the adapters
             return load_with_adapters(cls, folder, **kwargs)
         kwargs.setdefault("trust_remote_code", False)
         try:
@@ -291,7 +308,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     ) -> SoftpromptCache | None:
         """The cache that a segment is read into, with the known keys of its prefix; `None` if it needs none."""
         if cache is None and (num_kept > 0 or prefix.keys.length > 0 or self.summaries.needs_cache(num_summary)):
-            cache = SoftpromptCache.from_cache(None)
+            return SegmentCache(prefix.keys.parts)
         # A quantised cache rounds what it holds, but not what is written to it in the same pass.
         if cache is not None and cache.is_empty and not cache.is_quantized:
             prefix.keys.write_to(cache)
@@ -343,7 +360,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
         read = ReadSegment(states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
         new, relative_lengths = summaries.summarise(read, num_summary)
-        prefix = replace(prefix, keys=prefix.keys.followed_by(cache, num_kept))
+        first = cache.first if isinstance(cache, SegmentCache) else []
+        prefix = replace(prefix, keys=prefix.keys.followed_by(first, num_kept))
         if new is not None:
             prefix = prefix.followed_by(new.vectors, new.weights, self.config.accumulate_summary)
         return SegmentOutput(
@@ -464,6 +482,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             kwargs:
                 `shift_labels` `(batch_size, sequence_length)`, the target of every position in place of `labels`;
                 `num_items_in_batch`, the divisor of the summed loss (default: the number of targets);
+                `use_liger_kernel`, whether liger-kernel makes the loss where the logits are skipped, on a GPU;
                 `output_hidden_states`, `output_attentions`, `return_dict`; the rest goes to the base model.
 
         Raises:
@@ -478,6 +497,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         ```"""
         use_cache = self.config.use_cache if use_cache is None else use_cache
         shift_labels, num_items_in_batch = kwargs.pop("shift_labels", None), kwargs.pop("num_items_in_batch", None)
+        use_liger_kernel = kwargs.pop("use_liger_kernel", False)
         check_text(input_ids, inputs_embeds, self.embedding_dim)
         text = input_ids if inputs_embeds is None else inputs_embeds
         lengths = resolve_segment_lengths(segment_lengths, text.shape[1])
@@ -516,7 +536,7 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         if labels is not None or shift_labels is not None:
             check_targets(labels if shift_labels is None else shift_labels, last_hidden_state.shape[:2])
             targets = self.summaries.targets(input_ids, labels, shift_labels)
-            loss = self._loss(last_hidden_state, logits, targets, length_penalty, num_items_in_batch)
+            loss = self._loss(last_hidden_state, logits, targets, length_penalty, num_items_in_batch, use_liger_kernel)
         return AutoCompressorOutput(
             loss=loss,
             logits=logits,
@@ -530,17 +550,21 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             attentions=join_attentions([segment.attentions for segment in segments]),
         )
 
-    def _loss(self, last_hidden_state, logits, targets, length_penalty, num_items_in_batch) -> torch.Tensor:
+    def _loss(
+        self, last_hidden_state, logits, targets, length_penalty, num_items_in_batch, use_liger_kernel
+    ) -> torch.Tensor:
         """Mean cross-entropy of the next tokens; from the logits where all of them are there, else in chunks."""
         if logits is not None and logits.shape[:2] == targets.shape:
             loss = summed_cross_entropy(logits, targets)
         else:
-            loss = chunked_cross_entropy(self.lm_head, last_hidden_state, targets, self.config.vocab_size)
+            head = (self.lm_head, last_hidden_state, targets, self.config.vocab_size)
+            loss = chunked_cross_entropy(*head, use_liger_kernel)
         if length_penalty is not None:
             # It weighs as much as the targets of this call among all that the loss is a mean over.
             loss = loss + length_penalty * (targets != -100).sum()
         return mean_over_targets(loss, targets, num_items_in_batch)
 
+    @gathers_parameters
     @torch.no_grad()
     def compress(
         self,

@@ -1,7 +1,9 @@
 """Registers the models with the Auto classes of transformers: once, by being imported."""
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from ..files.hub import register
+from .card import CARD
 from .modeling_autocompressor import (
     GemmaAutoCompressorModel,
     LlamaAutoCompressorModel,
@@ -15,5 +17,4 @@ from .modeling_autocompressor import (
 MODELS = (OPTAutoCompressorModel, LlamaAutoCompressorModel, MistralAutoCompressorModel)
 MODELS += (Qwen2AutoCompressorModel, Qwen3AutoCompressorModel, GemmaAutoCompressorModel)
 for model_class in MODELS:
-    AutoConfig.register(model_class.config_class.model_type, model_class.config_class)
-    AutoModelForCausalLM.register(model_class.config_class, model_class)
+    register(model_class, AutoModelForCausalLM, CARD)

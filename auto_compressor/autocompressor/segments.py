@@ -140,13 +140,12 @@ class PrefixKeys:
             keys, values = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
             cache.update(keys, values, index)
 
-    def followed_by(self, cache: "Cache | None", length: int) -> "PrefixKeys":
-        """The keys of the first `length` vectors, of which the new ones are copied from a cache: not those of text."""
-        if cache is None or length <= self.length:
+    def followed_by(self, first: list[LayerKeys], length: int) -> "PrefixKeys":
+        """The keys of the first `length` vectors: with copies of the `first` of a segment, not those of its text."""
+        if length <= self.length:
             return self
-        new = slice(self.length, length)
-        part = tuple((layer.keys[:, :, new].clone(), layer.values[:, :, new].clone()) for layer in cache.layers)
-        return PrefixKeys((*self.parts, part))
+        new = slice(length - self.length)
+        return PrefixKeys((*self.parts, tuple((k[:, :, new].clone(), v[:, :, new].clone()) for k, v in first)))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from transformers import Cache, DynamicCache, QuantizedCache
-from transformers.cache_utils import QuantizedLayer
+from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 
 class SoftpromptCache(DynamicCache):
@@ -174,4 +174,53 @@ class SoftpromptCache(DynamicCache):
                 setattr(self, name, select(getattr(self, name)))
 
 
-__all__ = ["SoftpromptCache"]
+class PrefixedLayer(DynamicLayer):
+    """
+    A layer that begins with keys and values of earlier passes, which are joined once: with the first new ones.
+
+    Args:
+        keys, values (`tuple(torch.Tensor)`): One for each pass, `(rows, heads, length, head_dim)`.
+
+    Attributes:
+        first (`tuple(torch.Tensor, torch.Tensor)`): The keys and values that were written first. A gradient of part of
+            them is no longer than they are, one of part of all keys is.
+    """
+
+    def __init__(self, keys: tuple[torch.Tensor, ...] = (), values: tuple[torch.Tensor, ...] = ()):
+        super().__init__()
+        self.given = keys, values
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        if self.is_initialized:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.lazy_initialization(key_states, value_states)
+        self.first = key_states, value_states
+        pairs = zip(self.given, self.first, strict=True)
+        self.keys, self.values = (torch.cat([*given, new], dim=2) for given, new in pairs)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return super().get_seq_length() if self.is_initialized else sum(keys.shape[2] for keys in self.given[0])
+
+
+class SegmentCache(SoftpromptCache):
+    """
+    The cache of a segment that nobody continues.
+
+    Args:
+        parts (`tuple(tuple(tuple(torch.Tensor, torch.Tensor)))`): What it begins with: for every earlier pass, keys
+            and values of each layer, `(rows, heads, length, head_dim)`.
+    """
+
+    def __init__(self, parts: tuple[tuple[tuple[torch.Tensor, torch.Tensor], ...], ...]):
+        super().__init__()
+        self.layer_class_to_replicate = PrefixedLayer
+        self.layers = [PrefixedLayer(*zip(*layer, strict=True)) for layer in zip(*parts, strict=True)]
+
+    @property
+    def first(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The keys and values that every layer was given first, behind those of the prefix."""
+        return [layer.first for layer in self.layers]
+
+
+__all__ = ["SegmentCache", "SoftpromptCache"]

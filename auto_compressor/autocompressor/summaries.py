@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from .cache_names import as_cache
-from .checks import check_control_tokens, check_gate, check_layer_checkpointing
+from .checks import check_control_tokens, check_gate, check_layer_checkpointing, is_sharded
 from .gating import gated_causal_mask, relative_lengths, survives
 from .losses import shift_labels_left
 from .outputs import SegmentSummary
@@ -207,7 +207,7 @@ class VariableSummaries(FixedSummaries):
         segment and gives vector z_t with p_t, the probability of `<eoc>`. Vector t survives with s_1 = 1,
         s_{t+1} = s_t (1 - p_t). In training all steps are made and s_t is a weight; at inference a row ends with its
         first vector whose p_t is above `compress_stop_threshold`, and the steps end when all rows have (which, as
-        `generate`, waits for the device).
+        `generate`, waits for the device); where parameters are sharded, all processes make all steps.
 
         Rows that do not end with `<sum>` get no vectors. The cache is after the call as it was before.
 
@@ -215,13 +215,14 @@ class VariableSummaries(FixedSummaries):
             [`SegmentSummary`] with as many columns as steps were made.
         """
         training, key_weights = self.model.training, read.key_weights
+        may_end = not training and not is_sharded(self.model)
         state = self.scaled(read.states[:, -1:])  # (rows, 1, dim)
         weight = read.is_sum[:, -1:].long()  # (rows, 1)
         if training:
             weight = weight.to(torch.promote_types(state.dtype, torch.float32))
         vectors, weights, stop_probs = [state[:, :0]], [weight[:, :0]], [weight[:, :0].float()]
         for position in read.positions.split(1, dim=1):
-            if not training and not weight.any():
+            if may_end and not weight.any():
                 break
             key_weights = F.pad(key_weights, (0, 1), value=1)  # (rows, keys + steps)
             state = self.model.model(

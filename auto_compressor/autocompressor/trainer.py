@@ -263,7 +263,8 @@ class SubstepTrainer(TrainerMixin, Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """The loss of one substep, after the summary vectors of the one before and without its logits."""
         teacher_states = inputs.pop("teacher_states", None)
-        inputs = inputs | self.carried | {"skip_logits": True}
+        options = {"skip_logits": True, "use_liger_kernel": self.args.use_liger_kernel}
+        inputs = inputs | self.carried | options
         if self.args.nested_summaries:
             inputs["max_summary_length"] = draw_summary_length(self.model.config.max_vectors)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)

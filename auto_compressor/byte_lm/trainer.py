@@ -52,10 +52,10 @@ class ByteLMTrainer(StatisticsMixin, Trainer):
         num_rows = len(self.train_dataset if train_dataset is None else train_dataset)
         return LaneSampler(num_rows, self.args.train_batch_size * self.args.world_size)
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+    def evaluation_order(self, dataset: Dataset) -> list[int] | None:
         if not self.carries:
-            return super()._get_eval_sampler(eval_dataset)
-        return LaneSampler(len(eval_dataset), self.args.eval_batch_size * self.args.world_size)
+            return super().evaluation_order(dataset)
+        return list(LaneSampler(len(dataset), self.args.eval_batch_size * self.args.world_size))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs

@@ -1,4 +1,4 @@
-"""`auto-compressor evaluate`: the LM evaluation harness, with the hierarchical autoencoder as one of its models."""
+"""`auto-compressor evaluate`: the LM evaluation harness, with the models of this package among its own."""
 
 import argparse
 import sys
@@ -7,12 +7,12 @@ from .common import check_installed, default_device
 
 
 NAME = "evaluate"
-HELP = "run the LM evaluation harness (lm-eval) on a hierarchical autoencoder or any model that lm-eval knows"
+HELP = "run the LM evaluation harness (lm-eval) on models of this package, or any that lm-eval knows"
 
 # The arguments of lm-eval that are used most; all of them are handed on as they are, and others too.
 ARGUMENTS = {
-    "--model": "hier_ae for a hierarchical autoencoder, hf for models of transformers, ...",
-    "--model_args": "arguments of the model: checkpoint=DIR for hier_ae, pretrained=NAME for hf, ...",
+    "--model": "autocompressor, merging_cache, byte, hier_ae (a hierarchical autoencoder), hf (transformers), ...",
+    "--model_args": "arguments of the model: checkpoint=DIR for hier_ae, pretrained=NAME for the others, ...",
     "--tasks": "names of the tasks to run",
     "--include_path": "folder with tasks of your own",
     "--num_fewshot": "solved examples in front of each question",
@@ -50,6 +50,8 @@ def run(args: argparse.Namespace):
     check_installed("lm_eval", "lm-eval", "eval")
 
     from lm_eval.__main__ import cli_evaluate
+
+    from ..evaluation import context_models, harness  # noqa: F401 (they register their models)
 
     # The entry point of lm-eval reads the command line of the process.
     own, sys.argv = sys.argv, ["lm-eval", "run", *harness_arguments(args), *device_arguments(args)]

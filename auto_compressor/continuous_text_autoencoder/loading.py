@@ -87,6 +87,12 @@ def may_be_new(model: PreTrainedModel, saved: Any) -> bool:
     return not same_class or any(saved.get(name) != getattr(model.config, name, None) for name in NEW_FIELDS)
 
 
+def reports_only(message: str, modules: tuple[str, ...]) -> bool:
+    """Whether a message of transformers is its report, a row for each weight, that these modules alone are missing."""
+    rows = [line.strip() for line in message.splitlines() if re.search(r"\| (MISSING|UNEXPECTED|MISMATCH)", line)]
+    return "LOAD REPORT" in message and all("| MISSING" in row and row.startswith(modules) for row in rows)
+
+
 def load_tokenizer(name: str, problem: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a folder or a hub name; an `OSError` of one line where there is none."""
     problem = problem or f"Cannot load the tokenizer of {str(name)!r}"
@@ -136,4 +142,4 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_MESSAGE]
 
 
-__all__ = ["NEW_MODULES", "first_line", "hinted", "load", "load_tokenizer", "reading", "reason"]
+__all__ = ["NEW_MODULES", "first_line", "hinted", "load", "load_tokenizer", "reading", "reason", "reports_only"]

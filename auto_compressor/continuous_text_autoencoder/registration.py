@@ -1,10 +1,10 @@
 """Registers the models with the Auto classes of transformers: once, by being imported."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
-from .configuration_continuous_text_autoencoder import ContinuousTextAutoencoderConfig
+from ..files.hub import register
+from .card import CARD
 from .modeling_continuous_text_autoencoder import ContinuousTextAutoencoder
 
 
-AutoConfig.register("continuous_text_autoencoder", ContinuousTextAutoencoderConfig)
-AutoModel.register(ContinuousTextAutoencoderConfig, ContinuousTextAutoencoder)
+register(ContinuousTextAutoencoder, AutoModel, CARD)

@@ -1,12 +1,11 @@
 """Registers the models with the Auto classes of transformers: once, by being imported."""
 
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
+from ..files.hub import register
 from ..tokenization_bytes import ByteTokenizer
-from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
+from .card import CARD
 from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder
 
 
-AutoConfig.register("hierarchical_autoencoder", HierarchicalAutoencoderConfig)
-AutoModel.register(HierarchicalAutoencoderConfig, HierarchicalAutoencoder)
-AutoTokenizer.register(HierarchicalAutoencoderConfig, tokenizer_class=ByteTokenizer)
+register(HierarchicalAutoencoder, AutoModel, CARD, tokenizer_class=ByteTokenizer)

@@ -4,8 +4,11 @@
 those of another family. Every argument of [`transformers.TrainingArguments`] is accepted too.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+import torch
 from transformers import TrainingArguments as HfTrainingArguments
 
 from ..moved_modules import moved_names
@@ -36,7 +39,13 @@ class DataTrainingArguments:
         default_factory=list,
         metadata={"help": "Validation files, each PATH or NAME=PATH; every one is a validation set of its own."},
     )
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    text_column: str = field(
+        default="text",
+        metadata={
+            "help": "Column that holds the text, or conversations: lists of messages with role and content, which are"
+            " written in the chat template of the tokenizer."
+        },
+    )
     preprocessed_train_datasets: list[str] = field(
         default_factory=list,
         metadata={"help": "Tokenised training sets (column input_ids): hub names, saved folders, parquet or jsonl."},
@@ -79,6 +88,8 @@ class DataTrainingArguments:
 class OptimArguments(HfTrainingArguments):
     """Everything of [`transformers.TrainingArguments`], and Muon, for every family."""
 
+    has_liger_loss: ClassVar[bool] = False  # whether there is something for --use_liger_kernel to do
+
     optim_family: str = field(
         default="adamw",
         metadata={"help": "adamw (or what --optim says), or muon: Muon for matrices, AdamW for all else."},
@@ -107,6 +118,17 @@ class OptimArguments(HfTrainingArguments):
             raise ValueError(f"`save_minutes` must be above 0, got {self.save_minutes}.")
         if not 0 < self.muon_scale < float("inf"):
             raise ValueError(f"`muon_scale` must be above 0, and finite, got {self.muon_scale}.")
+        if self.use_liger_kernel:
+            self.check_liger_kernel()
+
+    def check_liger_kernel(self):
+        """Raises a `ValueError` where `use_liger_kernel` would do nothing, or could not."""
+        if not self.has_liger_loss:
+            raise ValueError("`use_liger_kernel` must be False: of these models, AutoCompressors alone can use it.")
+        if importlib.util.find_spec("liger_kernel") is None:
+            raise ValueError("`use_liger_kernel` needs liger-kernel: pip install liger-kernel")
+        if self.use_cpu or not torch.cuda.is_available():
+            raise ValueError("`use_liger_kernel` needs a GPU with CUDA, got a CPU.")
 
 
 # The groups of the families were in this module.

@@ -95,14 +95,33 @@ def read_bytes(paths: list[str], streaming: bool, keep_linebreaks: bool, cache_d
     return Dataset.from_generator(byte_rows, features=BYTE_FEATURES, cache_dir=cache_dir, gen_kwargs=options)
 
 
+def is_conversation(text: Any) -> bool:
+    """Whether this is a list of messages, each with `role` and `content`."""
+    return isinstance(text, list) and all(
+        isinstance(part, dict) and {"role", "content"} <= part.keys() for part in text
+    )
+
+
+def write_conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, text_column: str) -> str:
+    """Messages in the chat template of the tokenizer; a `ValueError` if it has none, or does not take them."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(f"--text_column {text_column!r} holds conversations, the tokenizer has no chat template.")
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # a template raises what it likes
+        raise ValueError(f"--text_column {text_column!r} has messages that the template refuses: {error}") from error
+
+
 def tokenize_batch(
     examples: dict[str, list], tokenizer: PreTrainedTokenizerBase, text_column: str, add_special_tokens: bool
 ) -> dict[str, list[list[int]]]:
-    """Returns the `input_ids` of every text, or of its bytes. A `ValueError` if one is not a string."""
+    """Returns the `input_ids` of every text, conversation or bytes. A `ValueError` if one is something else."""
     texts = [as_text(text) for text in examples[text_column]]
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"--text_column {text_column!r} must hold strings only, got {text!r}.")
+    for index, text in enumerate(texts):
+        if is_conversation(text):
+            texts[index] = write_conversation(text, tokenizer, text_column)
+        elif not isinstance(text, str):
+            raise ValueError(f"--text_column {text_column!r} must hold strings or conversations, got {text!r:.200}.")
     # Documents may be longer than any model reads: they are cut into blocks, so no warning is due.
     return {"input_ids": tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]}
 

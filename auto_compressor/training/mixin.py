@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from transformers import (
     EvalPrediction,
     TrainerCallback,
@@ -17,9 +20,17 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .muon import muon_with_adamw
+
+
+def longest_first(dataset: Any) -> list[int] | None:
+    """The places of rows by their length, equal ones in their order; `None` if lengths are not known beforehand."""
+    if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+        return None
+    lengths = [len(row) for row in dataset["input_ids"]]
+    return sorted(range(len(lengths)), key=lambda place: -lengths[place])
 
 
 class SaveOnTime(TrainerCallback):
@@ -43,9 +54,12 @@ class TrainerMixin:
     Goes before [`~transformers.Trainer`] among the bases of a trainer whose steps `track` values by name.
 
     With every loss that the Trainer logs go their means over the optimisation steps since the last report, and over
-    processes. A finished run that is resumed takes no further step. With `optim_family` muon in its arguments, the
+    processes. A finished run that is resumed takes no further step. Evaluation reads rows of similar length together,
+    so that little is padded, and returns them in their order. With `optim_family` muon in its arguments, the
     optimizer is [`~muon.MuonWithAdamW`].
     """
+
+    args: Any  # the arguments of the Trainer
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -97,6 +111,25 @@ class TrainerMixin:
         passes = max(0, math.ceil(saved.epoch) - 1)
         steps = round((saved.epoch - passes) * saved.max_steps)
         return passes, steps * self.args.gradient_accumulation_steps
+
+    def evaluation_order(self, dataset: Any) -> list[int] | None:
+        """The places of the rows in the order in which they are read; `None` for what transformers does."""
+        return longest_first(dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        order = self.evaluation_order(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset) if order is None else order
+
+    def evaluation_loop(self, dataloader: Any, *args, **kwargs) -> EvalLoopOutput:
+        output, order = super().evaluation_loop(dataloader, *args, **kwargs), self.evaluation_order(dataloader.dataset)
+        if order is None:
+            return output
+
+        def in_order(rows: np.ndarray) -> np.ndarray:
+            return rows[np.argsort(order[: len(rows)])]
+
+        predictions, labels = tree_map_only(np.ndarray, in_order, (output.predictions, output.label_ids))
+        return output._replace(predictions=predictions, label_ids=labels)
 
     def track(self, name: str, value: torch.Tensor):
         """Adds to what is reported; of several batches in one step, every one adds its share."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..files.loading import NEW_MODULES
+from ..files.loading import NEW_MODULES, reports_only
 from ..files.whole_files import whole_file
 
 
@@ -114,15 +114,7 @@ def add_reports(trainer: Trainer):
 def is_news(record: python_logging.LogRecord) -> bool:
     """Whether a message of transformers is about anything that is not expected."""
     text = record.getMessage()
-    if any(part in text for part in EXPECTED):
-        return False
-    # A report of loading is a table with one row for each key.
-    rows = [
-        line for line in text.splitlines() if "| MISSING" in line or "| UNEXPECTED" in line or "| MISMATCH" in line
-    ]
-    return "LOAD REPORT" not in text or not all(
-        "MISSING" in row and row.strip().startswith(NEW_MODULES) for row in rows
-    )
+    return not any(part in text for part in EXPECTED) and not reports_only(text, NEW_MODULES)
 
 
 @contextmanager

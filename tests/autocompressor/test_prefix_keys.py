@@ -21,10 +21,10 @@ from modeling_testing import (
 )
 from torch.testing import assert_close
 from transformers import DynamicCache
-from transformers.cache_utils import QuantizedLayer
+from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 from auto_compressor.autocompressor.segments import PrefixKeys
-from auto_compressor.autocompressor.softprompt_cache import SoftpromptCache
+from auto_compressor.autocompressor.softprompt_cache import PrefixedLayer, SoftpromptCache
 
 
 FIXED, VARIABLE = 3, 4  # vectors of a segment, in training
@@ -415,3 +415,16 @@ def test_layer_checkpointing(name, without_float32):
     assert_close(run(model, call), expected, **DOUBLE)
     model.config.segment_gradient_checkpointing = True
     assert_close(run(model, call), expected, **DOUBLE)
+
+
+def test_the_layer_of_a_segment_joins_keys_once():
+    """It is as long, before and after the first keys are written, as a layer that was given all of them in turn."""
+    parts = [(torch.randn(2, 3, length, 4), torch.randn(2, 3, length, 4)) for length in (5, 2, 7, 1)]
+    layer, plain = PrefixedLayer(*zip(*parts[:2], strict=True)), DynamicLayer()
+    for part in parts[:2]:
+        plain.update(*part)
+    for part in parts[2:]:
+        assert layer.get_mask_sizes(3) == plain.get_mask_sizes(3)
+        for found, expected in zip(layer.update(*part), plain.update(*part), strict=True):
+            assert torch.equal(found, expected)
+    assert all(found is expected for found, expected in zip(layer.first, parts[2], strict=True))

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers.integrations import TensorBoardCallback
 
 import data
-from args import AdaptiveByteArguments, DataTrainingArguments
+from args import AdaptiveByteArguments, ByteLMTrainingArguments, DataTrainingArguments
 from auto_compressor import (
     AdaptiveByteConfig,
     AdaptiveByteForCausalLM,
@@ -45,6 +45,7 @@ from auto_compressor.byte_lm.family import WINDOW, load_byte_lm
 from auto_compressor.byte_lm.trainer import ByteLMTrainer
 from auto_compressor.families import training_family
 from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.training import mixin
 from data import load_datasets, with_wikitext
 
 
@@ -369,6 +370,21 @@ def test_two_processes_equal_one(family, options, cache_dir, documents, main, tm
     assert_close(metrics_of(tmp_path / "two"), metrics_of(one), rtol=1e-5, atol=1e-5)
     for two, same in zip(losses_in(tmp_path / "two"), losses_in(one), strict=True):
         assert two == pytest.approx(same, rel=1e-3)
+
+
+def test_predictions_are_in_the_order_of_the_rows(tmp_path, monkeypatch):
+    """Whatever the order in which rows were read, the longest first."""
+    lengths = [3, 9, 5, 9, 1, 7]
+    rows = Dataset.from_list([{"input_ids": random_rows([length], length)[0][0]} for length in lengths])
+    assert mixin.longest_first(rows) == [1, 3, 5, 2, 0, 4]
+    arguments = ByteLMTrainingArguments(tmp_path, use_cpu=True, per_device_eval_batch_size=2, report_to="none")
+    trainer = ByteLMTrainer(tiny_model("gru_byte"), arguments, data_collator=data.DataCollator(257))
+    by_length = trainer.predict(rows)
+    monkeypatch.setattr(mixin, "longest_first", lambda dataset: None)
+    in_turn = trainer.predict(rows)
+    assert_close(by_length.predictions, in_turn.predictions, rtol=1e-12, atol=1e-12)
+    assert_close(by_length.label_ids, in_turn.label_ids, rtol=1e-12, atol=1e-12)
+    assert len(set(map(tuple, by_length.predictions[0].tolist()))) == len(set(lengths))
 
 
 def test_histograms_go_to_tensorboard():

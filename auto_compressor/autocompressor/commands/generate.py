@@ -1,8 +1,10 @@
 """`auto-compressor generate`: text after a prompt and, before it, summary vectors."""
 
 import argparse
+import sys
+from pathlib import Path
 
-from ...cli.common import add_model_arguments, load_with_tokenizer, read_text, token_ids
+from ...cli.common import add_model_arguments, check_installed, load_with_tokenizer, read_text, token_ids
 
 
 NAME = "generate"
@@ -11,7 +13,22 @@ HELP = "continue a prompt; an AutoCompressor can read the summary vectors of a t
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--prompt", required=True, help="text to continue; - reads standard input")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="write the prompt in the chat template of the model; of --prompt - every line is a turn of a"
+        " conversation, whose older turns become summary vectors",
+    )
+    parser.add_argument("--system", help="system prompt of --chat")
     parser.add_argument("--softprompt", help="file of `auto-compressor summarize`, made by the same model")
+    parser.add_argument("--store", type=Path, help="folder of `auto-compressor store build`, made by the same model")
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=3,
+        help="documents of --store, those that BM25 finds for the prompt, whose summary vectors are read (default:"
+        " %(default)s)",
+    )
     parser.add_argument(
         "--segment-length",
         type=int,
@@ -81,10 +98,45 @@ def softprompt_options(path: str | None, model) -> dict:
     return {"softprompt": load_softprompt(path, model).vectors}
 
 
+def store_options(args: argparse.Namespace, prompt: str, model) -> dict:
+    """The summary vectors of the documents that the prompt is about; says on standard error which they are."""
+    from ..modeling_autocompressor import AutoCompressorMixin
+    from ..retrieval import fuse, search
+    from ..store import SummaryStore
+    from .store import print_found
+
+    if not isinstance(model, AutoCompressorMixin):
+        raise ValueError(f"--store needs an AutoCompressor, --model is a {model.config.model_type}.")
+    store = SummaryStore(args.store)
+    store.check_model(model)
+    found = search(store, prompt, args.top)
+    print(f"Documents of {args.store} whose summary vectors are read ({len(found)}):", file=sys.stderr)
+    print_found(found, sys.stderr)
+    return {"softprompt": fuse(store, found, model)} if found else {}
+
+
+def converse(args: argparse.Namespace, turns: list[str], model, tokenizer, options: dict):
+    """Prints what the assistant says to each turn."""
+    from ..chat import Chat
+    from ..modeling_autocompressor import AutoCompressorMixin
+
+    if not isinstance(model, AutoCompressorMixin):
+        raise ValueError(f"--chat needs an AutoCompressor, --model is a {model.config.model_type}.")
+    chat = Chat(model, tokenizer, system=args.system, softprompt=options.pop("softprompt", None))
+    for turn in turns:
+        print(chat.answer(turn, **options), flush=True)
+
+
 def run(args: argparse.Namespace):
     from ..bases import load_language_model
 
     options = generation_options(args)
+    if args.system is not None and not args.chat:
+        raise ValueError("--system needs --chat.")
+    if args.store is not None:
+        check_installed("bm25s", "bm25s", "store")
+        if args.softprompt is not None:
+            raise ValueError("Give one of --softprompt and --store, not both.")
     prompt = read_text("-") if args.prompt == "-" else args.prompt
     if not prompt:
         raise ValueError("--prompt must not be empty.")
@@ -92,10 +144,16 @@ def run(args: argparse.Namespace):
 
     from transformers import TextStreamer, set_seed
 
-    options |= softprompt_options(args.softprompt, model) | segment_options(args.segment_length, model)
+    options |= softprompt_options(args.softprompt, model)
+    if args.store is not None:
+        options |= store_options(args, prompt, model)
+    set_seed(args.seed)
+    if args.chat:
+        turns = [line for line in prompt.splitlines() if line.strip()] if args.prompt == "-" else [prompt]
+        return converse(args, turns, model, tokenizer, options)
+    options |= segment_options(args.segment_length, model)
     input_ids = token_ids(tokenizer, prompt, model.device)
     streamer = TextStreamer(tokenizer, skip_special_tokens=True)
-    set_seed(args.seed)
     sequences = model.generate(
         input_ids,
         attention_mask=input_ids.new_ones(input_ids.shape),

@@ -1,0 +1,102 @@
+"""Which documents of a store a question is about, and their summary vectors as one softprompt."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..files.whole_files import whole_folder
+from .store import StoredDocument, SummaryStore
+
+
+# Sachan et al., "Improving Passage Retrieval with Zero-Shot Question Generation", EMNLP 2022, section 2.2, which the
+# AutoCompressors' re-ranking follows (paper, section 6).
+QUESTION_PROMPT = "\nPlease write a question based on this passage.\n"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A document that was found, and its score: the more, the better."""
+
+    document: StoredDocument
+    score: float
+
+
+def load_index(store: SummaryStore):
+    """The BM25 index over the texts of a store, in the order of its rows; made once for what the store holds."""
+    import bm25s
+
+    named = hashlib.sha256("".join(store.rows).encode()).hexdigest()[:16]
+    folder: Path = store.folder / "bm25" / named
+    if not folder.is_dir():
+        shutil.rmtree(folder.parent, ignore_errors=True)  # the index of what the store held before
+        index = bm25s.BM25()
+        index.index(tokens_of([row.text for row in store.rows.values()]), show_progress=False)
+        with whole_folder(folder) as part:
+            index.save(part)
+    return bm25s.BM25.load(folder)
+
+
+def tokens_of(texts: list[str]):
+    import bm25s
+
+    return bm25s.tokenize(texts, stopwords="en", show_progress=False)
+
+
+def search(store: SummaryStore, question: str, top: int) -> list[Found]:
+    """
+    The documents that a question has most words in common with, by BM25, the best first; none without a common word.
+
+    Raises:
+        ValueError: for a store without documents, or `top` below 1.
+    """
+    if top < 1:
+        raise ValueError(f"`top` must be 1 or more, got {top}.")
+    if not len(store):
+        raise ValueError(f"The store {store.folder} must hold documents, it has none.")
+    index, rows = load_index(store), list(store.rows.values())
+    numbers, scores = index.retrieve(tokens_of([question]), k=min(top, len(rows)), show_progress=False)
+    best = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
+    return [Found(rows[number], score) for number, score in best if score > 0]
+
+
+def fuse(store: SummaryStore, found: list[Found], model: PreTrainedModel) -> torch.Tensor:
+    """
+    The summary vectors of documents one behind the other, `(1, vectors, width)`, the best nearest to the text.
+
+    Each was compressed alone; the paper calls this fused summaries (section 6).
+    """
+    store.check_model(model)
+    parts = [store.vectors(each.document.id) for each in reversed(found)]
+    return torch.cat(parts)[None].to(model.device, model.get_input_embeddings().weight.dtype)
+
+
+@torch.no_grad()
+def rerank(
+    store: SummaryStore,
+    found: list[Found],
+    question: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Found]:
+    """
+    The same documents by the likelihood of the question after their summary vectors, in nats per token (paper,
+    section 6): no document is read again.
+    """
+    prompt = tokenizer(QUESTION_PROMPT, add_special_tokens=False, return_tensors="pt").input_ids
+    asked = tokenizer(question, add_special_tokens=False, return_tensors="pt").input_ids
+    ids = torch.cat([prompt, asked], dim=1).to(model.device)  # (1, prompt + question)
+    scored = []
+    for each in found:
+        logits = model(ids, softprompt=fuse(store, [each], model), use_cache=False).logits
+        predicted = logits[0, prompt.shape[1] - 1 : -1].float()  # (question, vocab)
+        score = -F.cross_entropy(predicted, ids[0, prompt.shape[1] :])
+        scored.append(Found(each.document, float(score)))
+    return sorted(scored, key=lambda each: each.score, reverse=True)
+
+
+__all__ = ["Found", "fuse", "rerank", "search"]

@@ -1,0 +1,323 @@
+"""Stores: the summary vectors of many documents on disk, made once and read in the order that a question asks for.
+
+A store is a folder:
+
+- `store.json` says which model made the vectors, and how;
+- `shards/NAME.safetensors` holds the vectors `(vectors, width)` of some documents by their ids;
+- `shards/NAME.jsonl` has a row for each of them: where it came from, its text, its tokens, a checksum of its vectors.
+
+A shard is there once its rows are: they are written behind its vectors, each file whole or not at all. So a build that
+is killed loses the shard that it was at, and goes on behind the others when it is started again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from transformers import PreTrainedModel
+
+from ..files.identity import model_fingerprint
+from ..files.whole_files import remove_left_over, write_whole
+
+
+FORMAT = "auto_compressor.store.v1"
+SETTINGS = "store.json"
+
+
+class StoreError(OSError, ValueError):
+    """A folder that is no store, or a damaged one."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and where it came from: a file, or a file and the number of its row."""
+
+    source: str
+    text: str
+
+    @property
+    def id(self) -> str:
+        """The document by its source and text: another text of the same source is another document."""
+        return hashlib.sha256(f"{self.source}\0{self.text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """
+    Which model made the vectors of a store, and how.
+
+    Args:
+        model_name (`str`), model_type (`str`), fingerprint (`str`): The model, see [`~identity.model_fingerprint`].
+        width (`int`), dtype (`str`): Of a vector.
+        segment_length (`int`): Tokens of a segment.
+        max_summary_length (`int`): Most vectors of a segment.
+    """
+
+    model_name: str
+    model_type: str
+    fingerprint: str
+    width: int
+    dtype: str
+    segment_length: int
+    max_summary_length: int
+
+    @classmethod
+    def of_model(
+        cls, model: PreTrainedModel, segment_length: int | None = None, max_summary_length: int | None = None
+    ) -> "StoreSettings":
+        """Those of a new store; by default segments and vectors are as the model was trained."""
+        most = model.config.max_vectors
+        if most == 0:
+            raise ValueError("A store needs a model that makes summary vectors, this one makes none.")
+        return cls(
+            model_name=model.config.name_or_path,
+            model_type=model.config.model_type,
+            fingerprint=model_fingerprint(model),
+            width=model.embedding_dim,
+            dtype=str(model.dtype).removeprefix("torch."),
+            segment_length=positive("segment_length", segment_length) or model.default_segment_lengths(2**20)[0],
+            max_summary_length=min(positive("max_summary_length", max_summary_length) or most, most),
+        )
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """
+    A row of a shard.
+
+    Args:
+        id (`str`), source (`str`), text (`str`): The document.
+        tokens (`int`), vectors (`int`): Its length, and that of what it was compressed to.
+        sha256 (`str`): A checksum of the vectors.
+    """
+
+    id: str
+    source: str
+    text: str
+    tokens: int
+    vectors: int
+    sha256: str
+
+    @property
+    def ratio(self) -> float:
+        """Tokens per vector."""
+        return self.tokens / self.vectors
+
+
+def positive(name: str, value: int | None) -> int | None:
+    """Raises a `ValueError` for a number below 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"`{name}` must be 1 or more, got {value}.")
+    return value
+
+
+def checksum(vectors: torch.Tensor) -> str:
+    """SHA-256 of vectors `(vectors, width)`, their shape and dtype."""
+    digest = hashlib.sha256(f"{tuple(vectors.shape)} {vectors.dtype}".encode())
+    digest.update(vectors.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def to_line(row: StoredDocument) -> str:
+    return json.dumps(asdict(row)) + "\n"
+
+
+class SummaryStore:
+    """
+    A folder of summary vectors of many documents.
+
+    Args:
+        folder (`Path`): A store that is there; [`SummaryStore.create`] makes one.
+
+    Raises:
+        OSError: if it is none, or is damaged; in the latter case it is a `ValueError` too.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.shards = Path(folder), Path(folder) / "shards"
+        self.settings = read_settings(self.folder / SETTINGS)
+        self.rows: dict[str, StoredDocument] = {}
+        self.shard_of: dict[str, str] = {}
+        for path in sorted(self.shards.glob("*.jsonl")):
+            self.add_rows(path.stem, read_rows(path))
+
+    @classmethod
+    def create(cls, folder: Path, settings: StoreSettings) -> "SummaryStore":
+        """A new store, or the one that is there if its settings are the same, else a `ValueError`."""
+        path = Path(folder) / SETTINGS
+        if not path.exists():
+            if Path(folder).is_dir() and any(Path(folder).iterdir()):
+                raise ValueError(f"{folder} must be a store, or empty: it holds something else.")
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps({"format": FORMAT, **asdict(settings)}, indent=2).encode())
+        store = cls(folder)
+        store.check_settings(settings)
+        return store
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add_rows(self, shard: str, rows: Iterable[StoredDocument]):
+        for row in rows:
+            self.rows[row.id], self.shard_of[row.id] = row, shard
+
+    def check_settings(self, settings: StoreSettings):
+        """Raises a `ValueError` that says what differs from the settings of the store."""
+        mine, other = asdict(self.settings), asdict(settings)
+        named = [key for key in mine if mine[key] != other[key] and key != "model_name"]
+        if named:
+            differences = "; ".join(f"`{key}` is {mine[key]}, not {other[key]}" for key in named)
+            raise ValueError(f"The store {self.folder} was made otherwise: {differences}.")
+
+    def check_model(self, model: PreTrainedModel):
+        """Raises a `ValueError` for a model with other weights than those that made the vectors."""
+        if model_fingerprint(model) != self.settings.fingerprint:
+            made_by = f"{self.settings.model_name!r:.200} ({self.settings.model_type})"
+            raise ValueError(f"The store {self.folder} was made by {made_by}, `model` has other weights.")
+
+    def missing(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents that are not in the store, each once, without those that are white space only."""
+        seen = set(self.rows)
+        for document in documents:
+            if document.id not in seen and document.text.strip():
+                seen.add(document.id)
+                yield document
+
+    def write(self, documents: list[Document], vectors: list[torch.Tensor], tokens: list[int]):
+        """
+        Adds documents as one shard, and then removes others of the same sources: those were before.
+
+        Args:
+            documents (`list[Document]`): Not in the store yet.
+            vectors (`list[torch.Tensor]`): Of each `(vectors, width)`.
+            tokens (`list[int]`): Of each.
+        """
+        rows = [
+            StoredDocument(document.id, document.source, document.text, count, len(part), checksum(part))
+            for document, part, count in zip(documents, vectors, tokens, strict=True)
+        ]
+        shard = hashlib.sha256("".join(row.id for row in rows).encode()).hexdigest()[:16]
+        self.write_shard(shard, dict(zip((row.id for row in rows), vectors, strict=True)), rows)
+        sources = {document.source for document in documents}
+        new = {row.id for row in rows}
+        self.remove([row.id for row in self.rows.values() if row.source in sources and row.id not in new])
+
+    def write_shard(self, shard: str, vectors: dict[str, torch.Tensor], rows: list[StoredDocument]):
+        self.shards.mkdir(exist_ok=True)
+        write_whole(self.shards / f"{shard}.safetensors", save(vectors, {"format": FORMAT}))
+        write_whole(self.shards / f"{shard}.jsonl", "".join(map(to_line, rows)).encode())
+        self.add_rows(shard, rows)
+
+    def remove(self, ids: Iterable[str]):
+        """Takes documents out; what a killed call leaves are vectors without a row, which nothing reads."""
+        ids = set(ids)
+        for shard in sorted({self.shard_of[id] for id in ids}):
+            kept = [row for row in self.rows.values() if self.shard_of[row.id] == shard and row.id not in ids]
+            paths = [self.shards / f"{shard}.{kind}" for kind in ("jsonl", "safetensors")]
+            if not kept:
+                for path in paths:
+                    path.unlink()
+                continue
+            write_whole(paths[0], "".join(map(to_line, kept)).encode())
+            write_whole(paths[1], save({row.id: self.vectors(row.id) for row in kept}, {"format": FORMAT}))
+        for id in ids:
+            del self.rows[id], self.shard_of[id]
+
+    def clean(self):
+        """Removes what killed runs left: vectors without rows, and files that were being written."""
+        shards = set(self.shard_of.values())
+        for path in self.shards.glob("*.safetensors"):
+            remove_left_over(path)
+            if path.stem not in shards:
+                path.unlink()
+
+    def vectors(self, id: str) -> torch.Tensor:
+        """The summary vectors of a document, `(vectors, width)`; a `StoreError` if they are not as they were saved."""
+        path, row = self.shards / f"{self.shard_of[id]}.safetensors", self.rows[id]
+        try:
+            with safe_open(path, "pt") as file:
+                vectors = file.get_tensor(id)
+        except (SafetensorError, OSError) as error:
+            raise StoreError(f"{path} is missing or damaged: the vectors of {row.source} are lost.") from error
+        if checksum(vectors) != row.sha256:
+            raise StoreError(f"{path} is damaged: the SHA-256 of the vectors of {row.source} is another one.")
+        return vectors
+
+    def select(self, names: Iterable[str]) -> list[str]:
+        """The ids of documents that are named by id or source. A `ValueError` for a name that is not there."""
+        ids = []
+        for name in names:
+            found = [row.id for row in self.rows.values() if name in (row.id, row.source)]
+            if not found:
+                raise ValueError(f"The store {self.folder} has no document {name!r}.")
+            ids += found
+        return ids
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong, document by document, and with files that belong to none."""
+        for shard in sorted(set(self.shard_of.values())):
+            yield from shard_problems(self, shard)
+        for path in sorted(self.shards.glob("*.safetensors")):
+            if path.stem not in set(self.shard_of.values()):
+                yield f"{path} has no rows: a killed run left it, `store build` or `store add` removes it."
+
+    def facts(self) -> dict[str, Any]:
+        """Counts of documents, tokens and vectors, and the bytes of vectors and of texts."""
+        rows = self.rows.values()
+        tokens, vectors = sum(row.tokens for row in rows), sum(row.vectors for row in rows)
+        element = torch.finfo(getattr(torch, self.settings.dtype)).bits // 8
+        return {
+            "documents": len(rows),
+            "tokens": tokens,
+            "vectors": vectors,
+            "ratio": tokens / vectors if vectors else 0.0,
+            "bytes of vectors": vectors * self.settings.width * element,
+            "bytes of texts": sum(len(row.text.encode("utf-8", "surrogatepass")) for row in rows),
+            "shards": len(set(self.shard_of.values())),
+        }
+
+
+def shard_problems(store: SummaryStore, shard: str) -> Iterator[str]:
+    """What is wrong with the vectors of one shard."""
+    path = store.shards / f"{shard}.safetensors"
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        yield f"{path} is missing or damaged: {' '.join(str(error).split())[:200]}"
+        return
+    for row in (row for row in store.rows.values() if store.shard_of[row.id] == shard):
+        if row.id not in tensors:
+            yield f"{path} lacks the vectors of {row.source}."
+        elif checksum(tensors[row.id]) != row.sha256 or not tensors[row.id].isfinite().all():
+            yield f"{path} is damaged: the vectors of {row.source} are other ones than were saved."
+
+
+def read_settings(path: Path) -> StoreSettings:
+    """Those of a store; an `OSError` where there is none, which is a `ValueError` too if they are damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} is no store: it has no {path.name}.")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        found = saved.pop("format", None)
+        settings = StoreSettings(**saved)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: it does not hold the settings of a store.") from error
+    if found != FORMAT:
+        raise StoreError(f"{path} has the format {found!r:.80}, it must be {FORMAT!r}.")
+    return settings
+
+
+def read_rows(path: Path) -> list[StoredDocument]:
+    try:
+        return [StoredDocument(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: it must hold a row for each document.") from error
+
+
+__all__ = ["Document", "StoreError", "StoreSettings", "StoredDocument", "SummaryStore"]

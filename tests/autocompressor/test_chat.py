@@ -1,0 +1,166 @@
+"""Conversations in a chat template: as plain generation while they fit, then behind summary vectors of older turns."""
+
+import io
+import json
+
+import pytest
+import torch
+from modeling_testing import tiny_autocompressor
+from torch.testing import assert_close
+from transformers import AutoTokenizer
+
+from auto_compressor.autocompressor.chat import Chat, render
+from auto_compressor.cli.main import main
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.training.arguments import DataTrainingArguments
+from auto_compressor.training.data import load_datasets
+
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] | trim }}</{{ message['role'] }}>\n"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+OPTIONS = {"max_new_tokens": 6, "do_sample": False}
+TURNS = ["Who was king in the land?", "And who was his son?", "Tell me more of him.", "Where did they live?"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = tiny_autocompressor("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    model.config.segment_length = 8
+    return model
+
+
+def ids_of(tokenizer, text: str) -> torch.LongTensor:
+    return tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+
+
+def plain_answer(model, tokenizer, ids: torch.LongTensor, **given) -> str:
+    generated = model.generate(ids, pad_token_id=tokenizer.eos_token_id, **OPTIONS, **given)[0, ids.shape[1] :]
+    return tokenizer.decode(generated, skip_special_tokens=True).strip()
+
+
+def test_a_conversation_that_fits_is_plain_generation(model, tokenizer):
+    chat, messages = Chat(model, tokenizer, system="Be kind.", max_tokens=10**4), []
+    messages.append({"role": "system", "content": "Be kind."})
+    for turn in TURNS:
+        messages.append({"role": "user", "content": turn})
+        pieces = [chat.ids, ids_of(tokenizer, render(tokenizer, messages, asks=True)[len(chat.text) :])]
+        expected = plain_answer(model, tokenizer, torch.cat(pieces, dim=1))
+        assert chat.answer(turn, **OPTIONS) == expected
+        messages.append({"role": "assistant", "content": expected})
+    assert chat.messages == messages and chat.softprompt is None
+    assert tokenizer.decode(chat.ids[0]) == render(tokenizer, messages)
+
+
+def test_older_turns_become_summary_vectors(model, tokenizer):
+    """Whole segments of them, behind the vectors that there are; the last turn is read as it is."""
+    chat = Chat(model, tokenizer, max_tokens=40)
+    compressed, tokens = torch.empty(1, 0, dtype=torch.long), torch.empty(1, 0, dtype=torch.long)
+    for turn in TURNS * 2:
+        before = tokens.shape[1]
+        messages = [*chat.messages, {"role": "user", "content": turn}]
+        new = ids_of(tokenizer, render(tokenizer, messages, asks=True)[len(chat.text) :])
+        tokens = torch.cat([tokens, new], dim=1)
+        if tokens.shape[1] > 40:
+            cut = before // 8 * 8
+            compressed, tokens = torch.cat([compressed, tokens[:, :cut]], dim=1), tokens[:, cut:]
+        given = {"softprompt": model.compress(compressed)} if compressed.shape[1] else {}
+        assert chat.answer(turn, **OPTIONS) == plain_answer(model, tokenizer, tokens, **given)
+        tokens = chat.ids
+    assert chat.softprompt.shape[1] == 3 * compressed.shape[1] // 8 > 20
+    assert chat.ids.shape[1] < 80
+
+
+def test_the_system_prompt_can_be_compressed(model, tokenizer):
+    chat = Chat(model, tokenizer, system=" Be kind and short. ", compress_system=True)
+    assert chat.text == "<system>Be kind and short." and chat.ids.shape[1] == 0
+    assert_close(chat.softprompt, model.compress(ids_of(tokenizer, chat.text)))
+    vectors, text = chat.softprompt, ids_of(tokenizer, "</system>\n<user>Hi</user>\n<assistant>")
+    assert chat.answer("Hi", **OPTIONS) == plain_answer(model, tokenizer, text, softprompt=vectors)
+
+
+def test_a_conversation_about_a_text(model, tokenizer):
+    softprompt = model.compress(ids_of(tokenizer, "In the beginning there was a king in the land."))
+    text = ids_of(tokenizer, "<user>Who?</user>\n<assistant>")
+    answer = Chat(model, tokenizer, softprompt=softprompt).answer("Who?", **OPTIONS)
+    assert answer == plain_answer(model, tokenizer, text, softprompt=softprompt)
+    assert answer != Chat(model, tokenizer).answer("Who?", **OPTIONS)
+
+
+def test_bad_input(model, tokenizer):
+    plain = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
+        Chat(model, plain).answer("Hi")
+    with pytest.raises(ValueError, match="`max_tokens` must be 1 or more, got 0"):
+        Chat(model, tokenizer, max_tokens=0)
+    with pytest.raises(ValueError, match="`compress_system` needs a `system` prompt"):
+        Chat(model, tokenizer, compress_system=True)
+    plain.chat_template = "{{ raise_exception('no users here') }}"
+    with pytest.raises(ValueError, match="does not take these messages: no users here"):
+        Chat(model, plain).answer("Hi")
+    plain.chat_template = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="the same whatever follows"):
+        Chat(model, plain).answer("Hi", **OPTIONS)
+
+
+@pytest.fixture
+def folder(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_generate(model, tokenizer, folder, capsys, monkeypatch):
+    command = ["generate", "--model", folder, "--chat", "--max-new-tokens", "6", "--system", "Be kind."]
+    chat = Chat(model, tokenizer, system="Be kind.")
+    answers = [chat.answer(turn, **OPTIONS) for turn in TURNS]
+    assert main([*command, "--prompt", TURNS[0]]) == 0
+    assert capsys.readouterr().out == answers[0] + "\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(TURNS).encode())))
+    assert main([*command, "--prompt", "-"]) == 0
+    assert capsys.readouterr().out == "\n".join(answers) + "\n"
+    assert main(["generate", "--model", folder, "--prompt", "Hi", "--system", "x"]) == 1
+    assert "--system needs --chat" in capsys.readouterr().err
+
+
+# Training
+
+
+def conversation(index: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{index}?"}, {"role": "assistant", "content": "In the beginning. " * 5}]
+
+
+def load(path, tokenizer, **options):
+    """Blocks of one token: a stream comes in another order."""
+    data_args = DataTrainingArguments(train_file=[str(path)], validation_split_percentage=0, **options)
+    return load_datasets(data_args, tokenizer, 1, cache_dir=str(path.parent / "cache"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_conversations_are_trained_on_in_the_template(tokenizer, streaming, tmp_path):
+    path, messages = tmp_path / "chat.jsonl", [conversation(index) for index in range(6)]
+    path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
+    rows, _ = load(path, tokenizer, text_column="messages", streaming=streaming)
+    found = [token for row in rows for token in row["input_ids"]]
+    expected = [token for each in messages for token in ids_of(tokenizer, render(tokenizer, each))[0].tolist()]
+    assert sorted(found) == sorted(expected)
+    if not streaming:
+        assert found == expected
+
+
+def test_conversations_without_a_template(tokenizer, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"messages": conversation(0)}) + "\n")
+    with pytest.raises(ValueError, match="holds conversations, the tokenizer has no chat template"):
+        load(path, AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER), text_column="messages")
+    path.write_text(json.dumps({"messages": [1, 2]}) + "\n")
+    with pytest.raises(ValueError, match="must hold strings or conversations"):
+        load(path, tokenizer, text_column="messages")

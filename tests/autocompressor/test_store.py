@@ -1,0 +1,368 @@
+"""Stores of documents: what is compressed once comes back as it was, whatever kills the build, and is found."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from modeling_testing import tiny_autocompressor, variable_autocompressor
+from torch.testing import assert_close
+from transformers import AutoTokenizer
+
+from auto_compressor.autocompressor import store as store_module
+from auto_compressor.autocompressor.retrieval import QUESTION_PROMPT, fuse, rerank, search
+from auto_compressor.autocompressor.store import Document, StoreError, StoreSettings, SummaryStore
+from auto_compressor.autocompressor.store_engines import Compressor, compress_here
+from auto_compressor.cli.main import main
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.documents import read_documents
+
+
+WORDS = ["king", "land", "river", "stone", "bread", "ship", "lion", "garden", "wind", "sword"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = tiny_autocompressor("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+    model.config.segment_length = 16
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def text_of(index: int) -> str:
+    rng = random.Random(index)
+    return " ".join(["The", WORDS[index % len(WORDS)], *rng.choices(WORDS, k=rng.randint(3, 60))]) + "."
+
+
+@pytest.fixture
+def documents(tmp_path) -> Path:
+    """Eight files and the four rows of another."""
+    path = tmp_path / "documents"
+    (path / "deep").mkdir(parents=True)
+    for index in range(8):
+        (path / ("deep" if index % 2 else ".") / f"{index}.txt").write_text(text_of(index))
+    rows = [json.dumps({"text": text_of(index)}) for index in range(8, 12)]
+    (path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (path / "empty.md").write_text(" \n")
+    return path
+
+
+@pytest.fixture
+def build(documents, folder, tmp_path):
+    def build(*options, data=documents, store=tmp_path / "store"):
+        command = ["store", "build", data, "-o", store, "--model", folder, "--shard-size", 5, "--batch-size", 3]
+        return main([str(part) for part in (*command, *options)])
+
+    return build
+
+
+@pytest.fixture
+def store(fill, tmp_path):
+    return fill(tmp_path / "store")
+
+
+@pytest.fixture
+def fill(documents, model, tokenizer):
+    """What `build` does, without loading the model."""
+
+    def fill(folder: Path) -> SummaryStore:
+        settings = StoreSettings.of_model(model)
+        store = SummaryStore.create(folder, settings)
+        store.clean()
+        missing = list(store.missing(Document(*pair) for pair in read_documents(str(documents))))
+        for shard in compress_here(missing, lambda: Compressor(model, tokenizer, settings, 5), settings, 5):
+            store.write(*shard)
+        return SummaryStore(folder)
+
+    return fill
+
+
+def sources(store: SummaryStore) -> list[str]:
+    return sorted(row.source for row in store.rows.values())
+
+
+EVERYTHING = sorted(["0.txt", "2.txt", "4.txt", "6.txt", *(f"deep/{n}.txt" for n in (1, 3, 5, 7))])
+EVERYTHING = sorted([*EVERYTHING, *(f"rows.jsonl:{n}" for n in (1, 2, 3, 4))])
+
+
+# What is in it
+
+
+def test_documents_are_files_and_rows(documents, store):
+    assert sources(store) == EVERYTHING
+    texts = dict(read_documents(str(documents)))
+    assert {row.source: row.text for row in store.rows.values()} == {name: texts[name] for name in EVERYTHING}
+    assert len(set(store.shard_of.values())) == 3
+
+
+def test_vectors_are_those_of_each_document_alone(model, tokenizer, store):
+    for row in store.rows.values():
+        ids = tokenizer(row.text, add_special_tokens=False, return_tensors="pt").input_ids
+        alone = model.compress(ids)[0]
+        assert_close(store.vectors(row.id), alone, rtol=1e-4, atol=1e-4)
+        assert (row.tokens, row.vectors, row.ratio) == (ids.shape[1], len(alone), ids.shape[1] / len(alone))
+
+
+def test_a_variable_number_of_vectors(tokenizer, tmp_path):
+    model = variable_autocompressor("llama", torch.float32, vocab_size=len(tokenizer), max_position_embeddings=512)
+    settings = StoreSettings.of_model(model, segment_length=8)
+    store = SummaryStore.create(tmp_path / "store", settings)
+    documents = [Document(str(index), text_of(index)) for index in range(4)]
+    for shard in compress_here(documents, lambda: Compressor(model, tokenizer, settings, 4), settings, 4):
+        store.write(*shard)
+    for row in store.rows.values():
+        ids = tokenizer(row.text, add_special_tokens=False, return_tensors="pt").input_ids
+        assert_close(store.vectors(row.id), model.compress(ids, segment_lengths=8)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes(dtype, build, tmp_path):
+    assert build("--dtype", dtype) == 0
+    store = SummaryStore(tmp_path / "store")
+    assert {store.vectors(id).dtype for id in store.rows} == {getattr(torch, dtype)}
+    facts = store.facts()
+    assert facts["bytes of vectors"] == facts["vectors"] * 24 * (4 if dtype == "float32" else 2)
+
+
+def test_fewer_vectors_and_other_segments(build, tmp_path):
+    assert build("--segment-length", 8, "--max-summary-length", 2) == 0
+    store = SummaryStore(tmp_path / "store")
+    assert all(row.vectors == 2 * -(-row.tokens // 8) for row in store.rows.values())
+    assert store.facts()["ratio"] == pytest.approx(4, rel=0.2)
+
+
+# Going on, adding, taking out
+
+
+def test_nothing_is_done_twice(build, store, monkeypatch, capsys):
+    times = {path: path.stat().st_mtime_ns for path in store.shards.iterdir()}
+    monkeypatch.setattr(Compressor, "compress", None)
+    assert build() == 0
+    assert "0 of 13" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in store.shards.iterdir()} == times
+
+
+class Killed(BaseException):
+    """As a signal, it is no error that anything expects."""
+
+
+@pytest.mark.parametrize("survived", range(7))
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_build_that_is_killed_goes_on(survived, after, fill, monkeypatch, tmp_path):
+    """Before or after the store's first file, or any file of its three shards."""
+    count, store = 0, fill(tmp_path / "whole")
+
+    def write(path, data):
+        nonlocal count
+        count += 1
+        if after:
+            whole(path, data)
+        if count > survived:
+            raise Killed
+        if not after:
+            whole(path, data)
+
+    whole, killed = store_module.write_whole, tmp_path / "killed"
+    monkeypatch.setattr(store_module, "write_whole", write)
+    with pytest.raises(Killed):
+        fill(killed)
+    monkeypatch.setattr(store_module, "write_whole", whole)
+    again = fill(killed)
+    assert again.rows == store.rows
+    assert len([*again.shards.iterdir()]) == 2 * len(set(again.shard_of.values()))
+    assert [*again.problems()] == []
+    for id in store.rows:
+        assert_close(again.vectors(id), store.vectors(id), rtol=1e-4, atol=1e-4)
+
+
+def test_add_takes_the_place_of_what_changed(documents, build, tmp_path):
+    build()
+    store = SummaryStore(tmp_path / "store")
+    (documents / "0.txt").write_text("The lion came back.")
+    (documents / "new.txt").write_text("A new ship.")
+    assert main(["store", "add", str(documents), "--store", str(store.folder)]) == 0
+    changed = SummaryStore(store.folder)
+    assert sources(changed) == sorted([*EVERYTHING, "new.txt"])
+    assert {row.text for row in changed.rows.values() if row.source == "0.txt"} == {"The lion came back."}
+    assert [*changed.problems()] == []
+
+
+@pytest.mark.parametrize("names", [["0.txt"], ["0.txt", "deep/1.txt", "rows.jsonl:4"], EVERYTHING])
+def test_remove(names, store):
+    assert main(["store", "remove", *names, "--store", str(store.folder)]) == 0
+    left = SummaryStore(store.folder)
+    assert sources(left) == sorted(set(EVERYTHING) - set(names))
+    assert [*left.problems()] == []
+
+
+@pytest.mark.parametrize("survived", [0, 1])
+def test_a_removal_that_is_killed(survived, store, monkeypatch):
+    """Either nothing has changed, or the documents are gone; what is left is whole."""
+    count, whole = 0, store_module.write_whole
+
+    def write(path, data):
+        nonlocal count
+        count += 1
+        if count > survived:
+            raise Killed
+        whole(path, data)
+
+    monkeypatch.setattr(store_module, "write_whole", write)
+    with pytest.raises(Killed):
+        store.remove(store.select(["0.txt"]))
+    left = SummaryStore(store.folder)
+    assert sources(left) == sorted(set(EVERYTHING) - ({"0.txt"} if survived else set()))
+    assert [*left.problems()] == []
+
+
+def test_other_settings_or_another_model_do_not_go_on(build, store, tokenizer, tmp_path, capsys):
+    assert build("--segment-length", 8) == 1
+    assert "was made otherwise: `segment_length` is 16, not 8" in capsys.readouterr().err
+    other = tiny_autocompressor("llama", seed=1, vocab_size=len(tokenizer))
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    assert main(["store", "add", str(tmp_path), "--store", str(store.folder), "--model", str(tmp_path / "other")]) == 1
+    assert "`model` has other weights" in capsys.readouterr().err
+
+
+# Damage
+
+
+def test_verify_finds_what_is_damaged(store, capsys):
+    command = ["store", "verify", "--store", str(store.folder)]
+    assert main(command) == 0
+    assert "12 documents are as they were saved." in capsys.readouterr().out
+    first, second, third = sorted(store.shards.glob("*.safetensors"))
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    third.with_name("left.safetensors").write_bytes(third.read_bytes())
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert said.out.count("are other ones than were saved") == 1
+    assert "missing or damaged" in said.out and "a killed run left it" in said.out
+    assert "has 3 problems" in said.err
+    damaged = [id for id in store.rows if store.shard_of[id] == first.stem]
+    with pytest.raises(StoreError, match="is another one"):
+        for id in damaged:
+            store.vectors(id)
+    with pytest.raises(StoreError, match="are lost"):
+        store.vectors(next(id for id in store.rows if store.shard_of[id] == second.stem))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": "other"}', "{}", '{"format": "auto_compressor.store.v1"}'])
+def test_settings_that_are_none(text, store, capsys):
+    (store.folder / "store.json").write_text(text)
+    assert main(["store", "info", "--store", str(store.folder)]) == 1
+    assert "store.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["no json\n", "{}\n", "[]\n"])
+def test_rows_that_are_none(text, store, capsys):
+    next(store.shards.glob("*.jsonl")).write_text(text)
+    assert main(["store", "info", "--store", str(store.folder)]) == 1
+    assert "must hold a row for each document" in capsys.readouterr().err
+
+
+# Searching and reading
+
+
+def test_search_finds_the_words(store, capsys):
+    counts = {row.source: row.text.lower().count("lion") for row in store.rows.values()}
+    found = search(store, "Where is the lion?", 12)
+    assert {each.document.source for each in found} == {name for name, count in counts.items() if count}
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+    assert search(store, "zebra", 3) == []
+    assert main(["store", "search", "lion", "--store", str(store.folder), "--top", "1"]) == 0
+    assert found[0].document.source in capsys.readouterr().out
+    # The index is that of what the store holds now.
+    store.remove([found[0].document.id])
+    assert found[0].document not in [each.document for each in search(SummaryStore(store.folder), "lion", 12)]
+    assert len([*(store.folder / "bm25").iterdir()]) == 1
+
+
+@torch.no_grad()
+def test_fused_vectors_have_the_best_nearest_to_the_text(model, store):
+    found = search(store, "lion", 3)
+    fused = fuse(store, found, model)
+    parts = [store.vectors(each.document.id) for each in reversed(found)]
+    assert_close(fused, torch.cat(parts)[None])
+    other = tiny_autocompressor("llama", seed=1, vocab_size=model.config.vocab_size)
+    with pytest.raises(ValueError, match="`model` has other weights"):
+        fuse(store, found, other)
+
+
+@torch.no_grad()
+def test_rerank_is_the_likelihood_of_the_question(model, tokenizer, store):
+    found, question = search(store, "lion", 4), " Where is the lion?"
+    ranked = rerank(store, found, question, model, tokenizer)
+    assert {each.document for each in ranked} == {each.document for each in found}
+    assert [each.score for each in ranked] == sorted((each.score for each in ranked), reverse=True)
+    texts = (QUESTION_PROMPT, question)
+    prompt, asked = (tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids for text in texts)
+    ids = torch.cat([prompt, asked], dim=1)
+    labels = ids.clone()
+    labels[:, : prompt.shape[1]] = -100
+    for each in ranked:
+        loss = model(ids, labels=labels, softprompt=store.vectors(each.document.id)[None]).loss
+        assert each.score == pytest.approx(-float(loss), rel=1e-4)
+
+
+def test_generate_reads_the_documents_that_it_names(folder, model, tokenizer, store, capsys):
+    prompt = "The lion and the ship"
+    command = ["generate", "--model", str(folder), "--prompt", prompt, "--max-new-tokens", "5"]
+    assert main([*command, "--store", str(store.folder), "--top", "2"]) == 0
+    said = capsys.readouterr()
+    found = search(store, prompt, 2)
+    assert all(each.document.source in said.err for each in found)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+    expected = model.generate(
+        ids, softprompt=fuse(store, found, model), max_new_tokens=5, segment_lengths=16, pad_token_id=0
+    )
+    assert said.out.strip() == tokenizer.decode(expected[0], skip_special_tokens=True).strip()
+    assert main([*command, "--store", str(store.folder), "--softprompt", "x"]) == 1
+    assert "not both" in capsys.readouterr().err
+
+
+# Bad input
+
+
+def test_bad_input(build, store, folder, documents, tmp_path, capsys):
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "a.txt").write_bytes(b"caf\xe9")
+    name, new = str(store.folder), ["-o", tmp_path / "x", "--model", folder]
+    cases = {
+        "must hold files that end in": ["store", "build", tmp_path / "nothing", *new],
+        "must be UTF-8 text, byte 3": ["store", "build", tmp_path / "latin", *new],
+        "must be a store, or empty": ["store", "build", documents, "-o", documents, "--model", folder],
+        "is no store": ["store", "info", "--store", tmp_path / "nothing"],
+        "has no document 'z.txt'": ["store", "remove", "z.txt", "--store", name],
+        "`top` must be 1 or more, got 0": ["store", "search", "a", "--store", name, "--top", 0],
+        "--shard-size must be 1 or more": ["store", "add", documents, "--store", name, "--shard-size", 0],
+        "`max_summary_length` must be 1 or more": ["store", "build", documents, *new, "--max-summary-length", 0],
+    }
+    for message, command in cases.items():
+        assert main([str(part) for part in command]) == 1, command
+        assert message in capsys.readouterr().err
+    assert [*SummaryStore(store.folder).problems()] == []
+
+
+def test_no_documents_to_search(store):
+    store.remove(list(store.rows))
+    with pytest.raises(ValueError, match="must hold documents, it has none"):
+        search(store, "lion", 3)
