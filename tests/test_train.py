@@ -98,11 +98,12 @@ def assert_report(folder, name="validation", substeps=2, segments=2):
 # Models
 
 
-@pytest.mark.parametrize("mode", ["compression", "variable", "rmt", "full_attention"])
+@pytest.mark.parametrize("mode", ["compression", "variable", "ordinary", "rmt", "full_attention"])
 def test_train_continue_and_reload(mode, base, main, tmp_path):
     settings = {
         "compression": [],
         "variable": ["--compression_max_len", "3", "--compression_lambda", "0.1"],
+        "ordinary": ["--ordinary_summary_positions", "true", "--randomize_substeps"],
         "rmt": ["--accumulate_summary", "false"],
         "full_attention": ["--full_attention", "--max_position_embeddings", "64"],
     }[mode]
@@ -114,7 +115,8 @@ def test_train_continue_and_reload(mode, base, main, tmp_path):
     assert config["use_cache"] is True
     assert config["summary_length"] == (0 if mode == "full_attention" else 4)
     assert config["accumulate_summary"] is (mode != "rmt")
-    assert ("embed_summary.weight" in weights_in(first)) is (mode in ("compression", "rmt"))
+    assert config["ordinary_summary_positions"] is (mode == "ordinary")
+    assert ("embed_summary.weight" in weights_in(first)) is (mode in ("compression", "ordinary", "rmt"))
     assert ("stop_head.weight" in weights_in(first)) is (mode == "variable")
     assert [set(losses) for losses in losses_in(first)] == [
         {"step", "loss", "substep_0_loss"} | ({"substep_1_loss"} if mode != "full_attention" else set())

@@ -84,6 +84,13 @@ class TrainingArguments(OptimArguments):
             " dimension that starts there (default: as in the checkpoint, else as large as hidden states)."
         },
     )
+    ordinary_summary_positions: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Count summary vectors like tokens, with OPT and with a variable number of them too, so that other"
+            " engines can read them (default: as in the checkpoint, else false)."
+        },
+    )
     compression_max_len: int | None = field(
         default=None,
         metadata={

@@ -146,6 +146,32 @@ def check_window(config: PreTrainedConfig, num_positions: int):
         )
 
 
+def check_position_table(config: PreTrainedConfig, num_softprompt: int, num_text: int, num_summary: int):
+    """Raises a `ValueError` for a pass that a table of positions, which summary vectors take rows of, cannot hold."""
+    if num_softprompt + num_text + num_summary > config.max_position_embeddings:
+        raise ValueError(
+            f"Softprompt, text and summary must fit into `max_position_embeddings` = {config.max_position_embeddings}"
+            f" positions, got {num_softprompt} + {num_text} + {num_summary}; cut the text with `segment_lengths`, or"
+            " use fewer vectors."
+        )
+
+
+def check_hard_mask(mask: torch.Tensor):
+    """Raises a `ValueError` for weights between 0 and 1, which only a bias on attention scores can express."""
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("`softprompt_attention_mask` must be 0 or 1 for every vector, got weights between them.")
+
+
+def check_servable(model: PreTrainedModel):
+    """Raises a `ValueError` for a model whose plain base would give summary vectors other positions."""
+    if not model.softprompt_takes_positions:
+        kind = "a variable number of" if model.config.variable_length else f"{model.config.base_model_type}'s"
+        raise ValueError(
+            f"The model must be trained with `ordinary_summary_positions`, got False: {kind} summary vectors have no"
+            " position of their own here, and another engine would count them like tokens."
+        )
+
+
 def warn_of_positions(config: PreTrainedConfig, num_softprompt: int, num_text: int, num_summary: int):
     """Warns once of a pass with more positions than `max_position_embeddings`, on which the base was not trained."""
     limit, total = config.max_position_embeddings, num_softprompt + num_text + num_summary
@@ -212,9 +238,12 @@ __all__ = [
     "check_attention_mask",
     "check_control_tokens",
     "check_gate",
+    "check_hard_mask",
     "check_layer_checkpointing",
     "check_position_ids",
+    "check_position_table",
     "check_segments",
+    "check_servable",
     "check_softprompt",
     "check_summary_source",
     "check_targets",

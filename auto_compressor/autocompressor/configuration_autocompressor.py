@@ -51,6 +51,11 @@ class AutoCompressorConfigMixin:
             How large summary vectors are. By default as large as hidden states. `"normalized"` brings each to the root
             mean square of the token embeddings, which is what the first layer expects; `"learned"` starts there and
             learns a factor for each dimension.
+        ordinary_summary_positions (`bool`, defaults to `False`):
+            Whether summary vectors are counted like tokens: those of a softprompt stand in front of the text, new ones
+            behind it. It is so anyway where positions are rotary and the number of vectors is fixed. With OPT, or
+            where their number is variable, a softprompt has no place of its own by default (position -1), and no other
+            engine can read it in front of a prompt.
     """
 
     base_model_type: ClassVar[str]
@@ -77,6 +82,7 @@ class AutoCompressorConfigMixin:
     segment_length: int | None = None
     summary_source: str = "tokens"
     summary_scale: str | None = None
+    ordinary_summary_positions: bool = False
 
     @property
     def variable_length(self) -> bool:

@@ -40,6 +40,7 @@ SUMMARY_FIELDS = (
     "summary_length",
     "summary_source",
     "summary_scale",
+    "ordinary_summary_positions",
     "accumulate_summary",
     "segment_gradient_checkpointing",
     "compression_max_len",

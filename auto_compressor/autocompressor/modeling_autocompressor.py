@@ -39,8 +39,11 @@ from .cache_names import as_cache, takes_cache
 from .checks import (
     check_attention_mask,
     check_control_tokens,
+    check_hard_mask,
     check_position_ids,
+    check_position_table,
     check_segments,
+    check_servable,
     check_softprompt,
     check_summary_source,
     check_targets,
@@ -145,8 +148,9 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
 
     Attributes:
         summary_takes_positions (`bool`):
-            `True` where summary embeddings stand in the row of positions like text (RoPE); `False` where they have
-            the position -1, outside of it (OPT).
+            `True` where summary embeddings stand in the row of positions like text (RoPE); `False` where positions are
+            rows of a table and summary embeddings have the position -1, outside of it (OPT). With
+            `config.ordinary_summary_positions` they take rows of the table too.
     """
 
     summary_takes_positions: bool = True
@@ -245,10 +249,16 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         """
         Whether the vectors of a softprompt stand in the row of positions, in front of the text.
 
-        Those of a variable-length summary share the position -1: one whose survival goes to 0 would else move the
-        others, and be missed.
+        Those of a variable-length summary share the position -1, unless the config says otherwise: one whose survival
+        goes to 0 would else move the others, and be missed.
         """
-        return self.summary_takes_positions and not self.config.variable_length
+        config = self.config
+        return config.ordinary_summary_positions or (self.summary_takes_positions and not config.variable_length)
+
+    @property
+    def shares_position_table(self) -> bool:
+        """Whether softprompt, text and summary take rows of one table of positions, which must hold all of them."""
+        return self.config.ordinary_summary_positions and not self.summary_takes_positions
 
     @property
     def embedding_dim(self) -> int:
@@ -265,12 +275,12 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         Segments of `config.segment_length`, the last one holding the rest; without it the fewest equal segments that
         fit the positions. Where summary vectors take positions too, half are left to them.
         """
-        most = self.max_segment_length or self.config.max_position_embeddings // 2
+        config, has_room = self.config, self.max_segment_length is not None and not self.shares_position_table
+        most = config.max_position_embeddings if has_room else config.max_position_embeddings // 2
         most -= self.summaries.num_sum_tokens
-        if self.config.segment_length is None:
+        if config.segment_length is None:
             return equal_segment_lengths(length, most)
-        limit = most if self.max_segment_length else self.config.segment_length
-        return resolve_segment_lengths(min(self.config.segment_length, limit), length)
+        return resolve_segment_lengths(min(config.segment_length, most) if has_room else config.segment_length, length)
 
     def _segment_positions(
         self,
@@ -283,18 +293,19 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         Positions of softprompt, text and summary, as the base model counts them.
 
         Args:
-            softprompt_mask (`(rows, softprompt_length)`): 1 for the summary vectors that are attended to.
+            softprompt_mask (`(rows, softprompt_length)`): Above 0 for the summary vectors that are attended to.
             text_mask (`(rows, text_length)`): 1 for the text tokens of the segment, the cached ones included.
             position_ids (`(rows, length)`, *optional*): Positions of text tokens, if not those that the mask gives.
             num_summary (`int`): Summary embeddings, or steps of `compress_context`, after the text.
         """
         text_positions = text_mask.cumsum(dim=1) * text_mask - 1 if position_ids is None else position_ids
         if self.softprompt_takes_positions:
-            text_positions = text_positions + softprompt_mask.long().sum(dim=1, keepdim=True)
-            softprompt_positions = (softprompt_mask.long().cumsum(dim=1) - 1).expand(text_positions.shape[0], -1)
+            seen = (softprompt_mask > 0).long()
+            text_positions = text_positions + seen.sum(dim=1, keepdim=True)
+            softprompt_positions = (seen.cumsum(dim=1) - 1).expand(text_positions.shape[0], -1)
         else:
             softprompt_positions = text_positions.new_full((text_positions.shape[0], softprompt_mask.shape[1]), -1)
-        if not self.summary_takes_positions:
+        if not (self.summary_takes_positions or self.softprompt_takes_positions):
             outside = text_positions.new_full((text_positions.shape[0], num_summary), -1)
             return softprompt_positions, text_positions, outside
         text_end = text_positions.amax(dim=1, keepdim=True) + 1
@@ -373,8 +384,10 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
     def _check_positions(self, prefix: Prefix, text_length: int, num_summary: int):
         """What a pass over a segment needs of the sliding window, and of the positions."""
         check_window(self.config, prefix.length + text_length + num_summary)
-        if self.summary_takes_positions:
-            num_prefix = prefix.length if self.softprompt_takes_positions else 0
+        num_prefix = prefix.length if self.softprompt_takes_positions else 0
+        if self.shares_position_table:
+            check_position_table(self.config, num_prefix, text_length, num_summary)
+        elif self.summary_takes_positions:
             warn_of_positions(self.config, num_prefix, text_length, num_summary)
 
     def _forward_segments(
@@ -628,6 +641,38 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             )
         return softprompt
 
+    @torch.no_grad()
+    def to_prompt_embeds(
+        self,
+        input_ids: torch.LongTensor,
+        softprompt: torch.FloatTensor,
+        softprompt_attention_mask: torch.LongTensor | None = None,
+    ) -> list[torch.Tensor]:
+        r"""
+        What the plain base model, in any engine that takes embeddings, reads in place of summary vectors and prompt.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, prompt_length)`): The prompts, without padding.
+            softprompt (`torch.Tensor` of shape `(batch_size or 1, softprompt_length, embedding_dim)`):
+                The summary vectors in front of them; one row serves all prompts.
+            softprompt_attention_mask (`torch.LongTensor` of shape `(batch_size or 1, softprompt_length)`, *optional*):
+                0 for vectors that a row must not see, which are left out.
+
+        Returns:
+            `list[torch.Tensor]`: One tensor `(tokens, embedding_dim)` for each prompt.
+
+        Raises:
+            ValueError: if arguments do not fit, or the summary vectors of the model have no positions of their own.
+        """
+        check_servable(self)
+        check_text(input_ids, None, self.embedding_dim)
+        prompts = self._text_embeds(input_ids, None)  # (batch, prompt_length, embedding_dim)
+        vectors, mask = check_softprompt(softprompt, softprompt_attention_mask, prompts)
+        mask = mask_or_ones(mask, vectors.shape[1], vectors.device).expand(len(prompts), -1)
+        check_hard_mask(mask)
+        rows = zip(vectors, mask.bool(), prompts, strict=True)
+        return [torch.cat([row[seen], prompt]) for row, seen, prompt in rows]
+
     def _text_embeds(self, input_ids, inputs_embeds) -> torch.Tensor:
         return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
@@ -657,7 +702,10 @@ def drop_position_ids(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tup
 
 
 class OPTAutoCompressorModel(AutoCompressorMixin, OPTForCausalLM):
-    """OPT that compresses: summary vectors have no position, and the positions of the text restart each segment."""
+    """
+    OPT that compresses: the positions of the text restart each segment, and summary vectors have none, unless
+    `config.ordinary_summary_positions`.
+    """
 
     config: OPTAutoCompressorConfig
     summary_takes_positions = False

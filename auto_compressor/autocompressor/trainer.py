@@ -176,9 +176,17 @@ class SubstepTrainer(TrainerMixin, Trainer):
     def segment_lengths(self, length: int) -> list[int]:
         """Lengths of the segments of one substep: drawn in training if so asked, else fixed, else equal."""
         if self.args.randomize_substeps and self.model.training:
-            longest = self.model.config.max_position_embeddings - self.model.config.variable_length
-            return random_segment_lengths(length, self.args.segments_per_substep, longest)
+            return random_segment_lengths(length, self.args.segments_per_substep, self.longest_segment())
         return self.args.segment_lengths or equal_parts(length, self.args.segments_per_substep)
+
+    def longest_segment(self) -> int:
+        """Most tokens of a segment that is drawn; those of the summary vectors are not among them."""
+        config = self.model.config
+        longest = config.max_position_embeddings - config.variable_length
+        if not self.model.shares_position_table:
+            return longest
+        num_segments = self.args.training_substeps * self.args.segments_per_substep
+        return longest - config.max_vectors * (num_segments - 1)
 
     def split_substeps(self, inputs: dict[str, torch.Tensor]) -> tuple[list[dict[str, Any]], list[list[int]]]:
         """

@@ -120,6 +120,14 @@ def is_full(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
+def check_new_folder(folder: str | os.PathLike):
+    """Raises an `OSError` for a folder that is to be written and has something in it."""
+    folder = Path(folder)
+    remove_left_over(folder, folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} must be a new or an empty folder.")
+
+
 def move_files(part: Path, folder: Path):
     """Gives files that are on the disk their names in a folder that keeps its others, one behind the other."""
     for path in sorted(part.iterdir()):
@@ -162,4 +170,4 @@ def place_folder(part: Path, folder: Path):
         move_files(part, folder)
 
 
-__all__ = ["remove_left_over", "whole_file", "whole_folder", "write_whole"]
+__all__ = ["check_new_folder", "remove_left_over", "whole_file", "whole_folder", "write_whole"]

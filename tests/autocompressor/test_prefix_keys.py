@@ -30,6 +30,8 @@ from auto_compressor.autocompressor.softprompt_cache import PrefixedLayer, Softp
 FIXED, VARIABLE = 3, 4  # vectors of a segment, in training
 fixed_and_variable = pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
 bases = pytest.mark.parametrize("name", ["opt", "llama", "mistral", "gemma"])
+ORDINARY = {"ordinary_summary_positions": True}
+positions = pytest.mark.parametrize("fields", [{}, ORDINARY], ids=["", "ordinary"])
 
 
 def make_model(name: str, variable: bool, dtype: torch.dtype = torch.float64, **fields):
@@ -149,9 +151,10 @@ def test_gradients_are_cut_as_on_the_plain_path(name, truncate_bptt_segments, wi
 
 @both_families
 @fixed_and_variable
+@positions
 @pytest.mark.parametrize("truncate_bptt_segments", [1, 8])
-def test_recomputed_segments(name, variable, truncate_bptt_segments, without_float32):
-    model = make_model(name, variable, truncate_bptt_segments=truncate_bptt_segments).train()
+def test_recomputed_segments(name, variable, truncate_bptt_segments, fields, without_float32):
+    model = make_model(name, variable, truncate_bptt_segments=truncate_bptt_segments, **fields).train()
     for seed in range(4):
         call = random_call(model, variable, seed)
         model.config.segment_gradient_checkpointing = False
@@ -163,9 +166,10 @@ def test_recomputed_segments(name, variable, truncate_bptt_segments, without_flo
 
 @both_families
 @fixed_and_variable
-def test_substeps(name, variable, without_float32):
+@positions
+def test_substeps(name, variable, fields, without_float32):
     """Each begins with the detached vectors of the one before, whose keys are made in its first segment."""
-    model, lengths = make_model(name, variable).train(), [3, 4, 3]
+    model, lengths = make_model(name, variable, **fields).train(), [3, 4, 3]
     make_ids = segmented_ids if variable else lambda rows, lengths, seed: random_ids(rows, sum(lengths), seed=seed)
 
     def substeps():
@@ -186,9 +190,10 @@ def test_substeps(name, variable, without_float32):
 
 @bases
 @fixed_and_variable
+@positions
 @torch.no_grad()
-def test_compress_and_generate(name, variable, without_float32):
-    model, ids = make_model(name, variable), random_ids(2, 13)
+def test_compress_and_generate(name, variable, fields, without_float32):
+    model, ids = make_model(name, variable, **fields), random_ids(2, 13)
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
     prefix = {"softprompt": random_softprompt(model, 2, 3), "attention_mask": mask}
@@ -207,11 +212,12 @@ def test_compress_and_generate(name, variable, without_float32):
 
 @bases
 @fixed_and_variable
+@positions
 @pytest.mark.parametrize("with_config", [True, False])
 @torch.no_grad()
-def test_returned_cache(name, variable, with_config, without_float32):
+def test_returned_cache(name, variable, with_config, fields, without_float32):
     """It holds the keys of softprompt and text, remembers the softprompt, and can be cropped, copied and continued."""
-    model, lengths = make_model(name, variable), [3, 4, 5]
+    model, lengths = make_model(name, variable, **fields), [3, 4, 5]
     ids = segmented_ids(2, lengths) if variable else random_ids(2, 12)
 
     def cached():

@@ -28,6 +28,7 @@ from auto_compressor.autocompressor.segments import append_sum_tokens
 
 
 training_or_not = pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+positions = pytest.mark.parametrize("ordinary", [False, True], ids=["", "ordinary"])
 accumulating_or_not = pytest.mark.parametrize("accumulate_summary", [True, False], ids=["accumulate", "replace"])
 
 
@@ -98,8 +99,13 @@ def naive_row(model, ids, segment_lengths, threshold=None):
         softprompt = torch.cat([embed(segment)[:, :0], *(vectors for vectors, _ in memory)], dim=1)
         memory_weights = torch.cat([softprompt.new_zeros(0), *(weights for _, weights in memory)])
         num_old, length, most = softprompt.shape[1], segment.shape[1], config.compression_max_len
-        after = [length + step for step in range(most)] if model.summary_takes_positions else [-1] * most
-        positions = [-1] * num_old + list(range(length)) + after
+        ordinary = config.ordinary_summary_positions
+        seen = (memory_weights > 0).long()
+        before = (seen.cumsum(dim=0) - 1).tolist() if ordinary else [-1] * num_old
+        start = int(seen.sum()) if ordinary else 0
+        counted = [start + index for index in range(length + most)]
+        after = counted[length:] if ordinary or model.summary_takes_positions else [-1] * most
+        positions = before + counted[:length] + after
         embeds = torch.cat([softprompt, embed(segment)], dim=1)
         weights = F.pad(memory_weights, (0, length), value=1)
         logits.append(model.lm_head(naive_pass(model, embeds, weights, positions)[:, num_old:]))
@@ -133,10 +139,10 @@ LENGTHS = [5, 3, 6, 3]
 @opt_and_llama
 @accumulating_or_not
 @pytest.mark.parametrize("truncate_bptt_segments", [1, 2, 3])
-def test_training_equals_a_loop_over_rows(name, accumulate_summary, truncate_bptt_segments, without_float32):
-    model = variable_autocompressor(
-        name, accumulate_summary=accumulate_summary, truncate_bptt_segments=truncate_bptt_segments
-    ).train()
+@positions
+def test_training_equals_a_loop_over_rows(name, accumulate_summary, truncate_bptt_segments, ordinary, without_float32):
+    fields = {"accumulate_summary": accumulate_summary, "truncate_bptt_segments": truncate_bptt_segments}
+    model = variable_autocompressor(name, ordinary_summary_positions=ordinary, **fields).train()
     ids = segmented_ids(3, LENGTHS)
     # Two rows lack a `<sum>`, one of them the last.
     ids[1, 7], ids[2, -1] = 9, 9
@@ -177,16 +183,19 @@ def mean_text_loss(outputs, ids):
 
 @all_autocompressors
 @accumulating_or_not
+@positions
 @torch.no_grad()
-def test_evaluation_equals_a_loop_over_rows(name, accumulate_summary, without_float32):
-    model = variable_autocompressor(name, accumulate_summary=accumulate_summary, compress_stop_threshold=0.45)
+def test_evaluation_equals_a_loop_over_rows(name, accumulate_summary, ordinary, without_float32):
+    fields = {"accumulate_summary": accumulate_summary, "ordinary_summary_positions": ordinary}
+    threshold = 0.55 if ordinary else 0.45  # rows then differ in their number of vectors
+    model = variable_autocompressor(name, compress_stop_threshold=threshold, **fields)
     ids = segmented_ids(4, LENGTHS, seed=2)
     ids[1, 7], ids[2, -1] = 9, 9
     outputs = model(ids, labels=ids, segment_lengths=LENGTHS, output_softprompt=True)
     numbers, lengths, losses = [], [], []
     for index in range(4):
         row = ids[index : index + 1]
-        logits, softprompt, weights, probs, row_lengths = naive_row(model, row, LENGTHS, threshold=0.45)
+        logits, softprompt, weights, probs, row_lengths = naive_row(model, row, LENGTHS, threshold)
         assert_close(outputs.logits[index], logits[0], **DOUBLE)
         seen = outputs.softprompt_attention_mask[index].bool()
         assert_close(outputs.softprompt[index, seen], softprompt[0], **DOUBLE)
