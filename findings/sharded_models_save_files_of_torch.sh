@@ -39,7 +39,8 @@ code.TinyModel.register_for_auto_class("AutoModel")
 
 
 def saved(model, folder):
-    weights = {name: tensor.detach().clone() for name, tensor in code.TinyModel(code.TinyConfig()).state_dict().items()}
+    plain = code.TinyModel(code.TinyConfig())
+    weights = {name: tensor.detach().clone() for name, tensor in plain.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights)
     return sorted(name for name in os.listdir(folder) if name.endswith(".py")), model.config.auto_map["AutoModel"]
 
