@@ -66,13 +66,15 @@ def search(store: SummaryStore, question: str, top: int) -> list[Found]:
 
 def fuse(store: SummaryStore, found: list[Found], model: PreTrainedModel) -> torch.Tensor:
     """
-    The summary vectors of documents one behind the other, `(1, vectors, width)`, the best nearest to the text.
+    The summary vectors of documents one behind the other, `(1, vectors, width)`, the best nearest to the text; of no
+    documents no vectors.
 
     Each was compressed alone; the paper calls this fused summaries (section 6).
     """
     store.check_model(model)
     parts = [store.vectors(each.document.id) for each in reversed(found)]
-    return torch.cat(parts)[None].to(model.device, model.get_input_embeddings().weight.dtype)
+    vectors = torch.cat(parts) if parts else torch.empty(0, store.settings.width)
+    return vectors[None].to(model.device, model.get_input_embeddings().weight.dtype)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from transformers import AutoModel, PreTrainedModel
 from ..activation_compressor.cache_policies import POLICIES
 from ..activation_compressor.modeling_activation_compressor import ActivationCompressor
 from ..autocompressor.bases import load_autocompressor
+from ..cache_names import as_cache
 from ..files.bases import load_base_model, resolve_base
 from ..files.loading import load, load_tokenizer
 
@@ -265,7 +266,7 @@ class MergingCacheLM(ContextLM):
         return max(1, round(length / self.ratio))
 
     def forked(self, given: dict[str, Any]) -> dict[str, Any]:
-        return {"past_key_values": given["cache"].fork()} if given else {"use_cache": False}
+        return as_cache(given["cache"].fork()) if given else {"use_cache": False}
 
     def generate(self, ids: torch.Tensor, given: dict[str, Any], **options) -> torch.Tensor:
         if not given:
@@ -273,7 +274,7 @@ class MergingCacheLM(ContextLM):
         cache = given["cache"].fork()
         mask = ids.new_ones(1, cache.get_seq_length() + ids.shape[1])
         options |= {"attention_mask": mask, "pad_token_id": self.eot_token_id}
-        return self.model.generate(ids, past_key_values=cache, **options)[0, ids.shape[1] :]
+        return self.model.generate(ids, **as_cache(cache), **options)[0, ids.shape[1] :]
 
 
 @register_model("byte")

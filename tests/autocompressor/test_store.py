@@ -301,6 +301,7 @@ def test_fused_vectors_have_the_best_nearest_to_the_text(model, store):
     fused = fuse(store, found, model)
     parts = [store.vectors(each.document.id) for each in reversed(found)]
     assert_close(fused, torch.cat(parts)[None])
+    assert fuse(store, [], model).shape == (1, 0, 24)
     other = tiny_autocompressor("llama", seed=1, vocab_size=model.config.vocab_size)
     with pytest.raises(ValueError, match="`model` has other weights"):
         fuse(store, found, other)

@@ -112,7 +112,7 @@ def store_options(args: argparse.Namespace, prompt: str, model) -> dict:
     found = search(store, prompt, args.top)
     print(f"Documents of {args.store} whose summary vectors are read ({len(found)}):", file=sys.stderr)
     print_found(found, sys.stderr)
-    return {"softprompt": fuse(store, found, model)} if found else {}
+    return {"softprompt": fuse(store, found, model)}
 
 
 def converse(args: argparse.Namespace, turns: list[str], model, tokenizer, options: dict):
