@@ -95,8 +95,16 @@ def test_other_forms_of_the_front(folders, tokenizer):
 def test_ratio_and_segments(folders):
     lm = autocompressor(folders, segment_length=8, ratio=4)
     given = lm.read_front(torch.full((1, 32), 9))
-    assert given["softprompt"].shape[1] == 8 == lm.num_positions(32)
-    assert autocompressor(folders).num_positions(17) == 6
+    assert given["softprompt"].shape[1] == 8 == lm.num_positions([9] * 32)
+    assert autocompressor(folders).num_positions([9] * 17) == 6
+
+
+def test_truncated_is_as_long_as_what_is_compressed(folders):
+    """With RMT the last segment's vectors alone are kept."""
+    lm = autocompressor(folders, form="truncated")
+    lm.model.config.accumulate_summary = False
+    given, text = lm.given(list(range(5, 105)), [1, 2])
+    assert given == {} and text == [102, 103, 104, 1, 2]
 
 
 @torch.no_grad()

@@ -66,17 +66,31 @@ class Chat:
         self.messages: list[Message] = []
         self.text = ""  # of the messages, as far as it is in `ids` or was compressed
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
+        self.check_template(system)
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         if compress_system:
             self.compress_system(system)
+
+    def check_template(self, system: str | None):
+        """Raises a `ValueError` for a template that writes earlier messages otherwise when later ones follow."""
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        text = ""
+        for role in ("user", "assistant", "user"):
+            messages.append({"role": role, "content": "a"})
+            longer = render(self.tokenizer, messages, asks=role == "user")
+            if not longer.startswith(text):
+                raise ValueError("The chat template must write earlier messages the same whatever follows.")
+            text = longer
 
     def compress_system(self, system: str | None):
         """Reads the conversation up to the end of its system prompt as summary vectors."""
         if system is None:
             raise ValueError("`compress_system` needs a `system` prompt, got None.")
         begin = render(self.tokenizer, [*self.messages, {"role": "user", "content": ""}])
-        self.read(begin[: begin.index(system.strip()) + len(system.strip())])
+        if system.strip() not in begin:
+            raise ValueError("`compress_system` needs a chat template that writes the system prompt as it is.")
+        self.read(begin[: begin.rindex(system.strip()) + len(system.strip())])
         self.compress(self.ids.shape[1])
 
     def say(self, role: str, content: str):
@@ -86,8 +100,6 @@ class Chat:
 
     def read(self, text: str):
         """Appends what a longer text of the conversation adds."""
-        if not text.startswith(self.text):
-            raise ValueError("The chat template must write earlier messages the same whatever follows.")
         new = self.tokenizer(text[len(self.text) :], add_special_tokens=False, return_tensors="pt").input_ids
         self.ids = torch.cat([self.ids, new.to(self.ids.device)], dim=1)
         self.text = text
@@ -109,7 +121,15 @@ class Chat:
             message (`str`): Of the user.
             options: As for [`~transformers.GenerationMixin.generate`].
         """
-        before = self.ids.shape[1]
+        before, state = self.ids.shape[1], dict(vars(self), messages=list(self.messages))
+        try:
+            return self.reply(message, before, **options)
+        except BaseException:
+            vars(self).update(state)  # as if the message had not been said
+            raise
+
+    def reply(self, message: str, before: int, **options: Any) -> str:
+        """Reads a message behind `before` tokens, generates, and keeps both."""
         self.say("user", message)
         if self.ids.shape[1] > self.max_tokens:
             self.compress(before - before % self.segment_length)

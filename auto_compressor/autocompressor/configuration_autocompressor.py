@@ -124,6 +124,8 @@ class AutoCompressorConfigMixin:
         for name, choices in (("summary_source", SUMMARY_SOURCES), ("summary_scale", SUMMARY_SCALES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        if self.variable_length and self.summary_source != "tokens":
+            raise ValueError(f"`summary_source` must be 'tokens' for a variable number, got {self.summary_source!r}.")
         threshold = self.compress_stop_threshold
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"`compress_stop_threshold` must be above 0 and at most 1, got {threshold}.")

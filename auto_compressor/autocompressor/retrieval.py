@@ -27,15 +27,21 @@ class Found:
 
 
 def load_index(store: SummaryStore):
-    """The BM25 index over the texts of a store, in the order of its rows; made once for what the store holds."""
+    """
+    The BM25 index over the texts of a store, in the order of its rows; made once for what the store holds. `None` for
+    texts without a word.
+    """
     import bm25s
 
     named = hashlib.sha256("".join(store.rows).encode()).hexdigest()[:16]
     folder: Path = store.folder / "bm25" / named
     if not folder.is_dir():
         shutil.rmtree(folder.parent, ignore_errors=True)  # the index of what the store held before
+        tokens = tokens_of([row.text for row in store.rows.values()])
+        if not tokens.vocab:
+            return None
         index = bm25s.BM25()
-        index.index(tokens_of([row.text for row in store.rows.values()]), show_progress=False)
+        index.index(tokens, show_progress=False)
         with whole_folder(folder) as part:
             index.save(part)
     return bm25s.BM25.load(folder)
@@ -59,6 +65,8 @@ def search(store: SummaryStore, question: str, top: int) -> list[Found]:
     if not len(store):
         raise ValueError(f"The store {store.folder} must hold documents, it has none.")
     index, rows = load_index(store), list(store.rows.values())
+    if index is None:
+        return []
     numbers, scores = index.retrieve(tokens_of([question]), k=min(top, len(rows)), show_progress=False)
     best = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
     return [Found(rows[number], score) for number, score in best if score > 0]

@@ -10,16 +10,18 @@ A shard is there once its rows are: they are written behind its vectors, each fi
 is killed loses the shard that it was at, and goes on behind the others when it is started again.
 """
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from ..files.identity import model_fingerprint
@@ -142,10 +144,22 @@ class SummaryStore:
     def __init__(self, folder: Path):
         self.folder, self.shards = Path(folder), Path(folder) / "shards"
         self.settings = read_settings(self.folder / SETTINGS)
-        self.rows: dict[str, StoredDocument] = {}
-        self.shard_of: dict[str, str] = {}
-        for path in sorted(self.shards.glob("*.jsonl")):
-            self.add_rows(path.stem, read_rows(path))
+        self.refresh()
+
+    def refresh(self):
+        """Reads the rows anew: another process may have written."""
+        self.rows_of = {path.stem: read_rows(path) for path in sorted(self.shards.glob("*.jsonl"))}
+        self.rows = {row.id: row for rows in self.rows_of.values() for row in rows}
+        self.shard_of = {row.id: shard for shard, rows in self.rows_of.items() for row in rows}
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Waits until no other process writes, and knows what those before have written."""
+        with open(self.folder / "lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.refresh()
+            yield
+            self.refresh()
 
     @classmethod
     def create(cls, folder: Path, settings: StoreSettings) -> "SummaryStore":
@@ -162,10 +176,6 @@ class SummaryStore:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def add_rows(self, shard: str, rows: Iterable[StoredDocument]):
-        for row in rows:
-            self.rows[row.id], self.shard_of[row.id] = row, shard
 
     def check_settings(self, settings: StoreSettings):
         """Raises a `ValueError` that says what differs from the settings of the store."""
@@ -191,55 +201,71 @@ class SummaryStore:
 
     def write(self, documents: list[Document], vectors: list[torch.Tensor], tokens: list[int]):
         """
-        Adds documents as one shard, and then removes others of the same sources: those were before.
+        Adds documents as one shard, as far as no other process has added them since they were missing.
 
         Args:
-            documents (`list[Document]`): Not in the store yet.
+            documents (`list[Document]`): The documents.
             vectors (`list[torch.Tensor]`): Of each `(vectors, width)`.
             tokens (`list[int]`): Of each.
         """
-        rows = [
-            StoredDocument(document.id, document.source, document.text, count, len(part), checksum(part))
-            for document, part, count in zip(documents, vectors, tokens, strict=True)
-        ]
-        shard = hashlib.sha256("".join(row.id for row in rows).encode()).hexdigest()[:16]
-        self.write_shard(shard, dict(zip((row.id for row in rows), vectors, strict=True)), rows)
-        sources = {document.source for document in documents}
-        new = {row.id for row in rows}
-        self.remove([row.id for row in self.rows.values() if row.source in sources and row.id not in new])
+        with self.writing():
+            new = [each for each in zip(documents, vectors, tokens, strict=True) if each[0].id not in self.rows]
+            rows = [
+                StoredDocument(document.id, document.source, document.text, count, len(part), checksum(part))
+                for document, part, count in new
+            ]
+            shard = hashlib.sha256("".join(row.id for row in rows).encode()).hexdigest()[:16]
+            if rows:
+                self.write_vectors(shard, {document.id: part for document, part, _ in new})
+                self.write_rows(shard, rows)
 
-    def write_shard(self, shard: str, vectors: dict[str, torch.Tensor], rows: list[StoredDocument]):
+    def write_vectors(self, shard: str, vectors: dict[str, torch.Tensor]):
         self.shards.mkdir(exist_ok=True)
         write_whole(self.shards / f"{shard}.safetensors", save(vectors, {"format": FORMAT}))
+
+    def write_rows(self, shard: str, rows: list[StoredDocument]):
         write_whole(self.shards / f"{shard}.jsonl", "".join(map(to_line, rows)).encode())
-        self.add_rows(shard, rows)
 
     def remove(self, ids: Iterable[str]):
         """Takes documents out; what a killed call leaves are vectors without a row, which nothing reads."""
         ids = set(ids)
-        for shard in sorted({self.shard_of[id] for id in ids}):
-            kept = [row for row in self.rows.values() if self.shard_of[row.id] == shard and row.id not in ids]
-            paths = [self.shards / f"{shard}.{kind}" for kind in ("jsonl", "safetensors")]
-            if not kept:
-                for path in paths:
-                    path.unlink()
-                continue
-            write_whole(paths[0], "".join(map(to_line, kept)).encode())
-            write_whole(paths[1], save({row.id: self.vectors(row.id) for row in kept}, {"format": FORMAT}))
-        for id in ids:
-            del self.rows[id], self.shard_of[id]
+        with self.writing():
+            for shard, rows in self.rows_of.items():
+                kept = [row for row in rows if row.id not in ids]
+                if len(kept) < len(rows):
+                    self.rewrite(shard, kept)
+
+    def rewrite(self, shard: str, kept: list[StoredDocument]):
+        """A shard without its other documents, or without its files."""
+        if not kept:
+            for kind in ("jsonl", "safetensors"):
+                (self.shards / f"{shard}.{kind}").unlink(missing_ok=True)
+            return
+        vectors = {}
+        for row in kept:
+            with suppress(StoreError):  # what is damaged stays so, and `verify` says it
+                vectors[row.id] = self.vectors(row.id, shard)
+        self.write_rows(shard, kept)
+        self.write_vectors(shard, vectors)
+
+    def outdated(self, documents: Iterable[Document]) -> list[str]:
+        """The ids of stored documents of the same files as these, which are not among them."""
+        documents = list(documents)
+        ids, origins = {each.id for each in documents}, {origin(each.source) for each in documents}
+        return [row.id for row in self.rows.values() if origin(row.source) in origins and row.id not in ids]
 
     def clean(self):
         """Removes what killed runs left: vectors without rows, and files that were being written."""
-        shards = set(self.shard_of.values())
-        for path in self.shards.glob("*.safetensors"):
-            remove_left_over(path)
-            if path.stem not in shards:
-                path.unlink()
+        with self.writing():
+            for path in self.shards.glob("*.safetensors"):
+                remove_left_over(path)
+                remove_left_over(path.with_suffix(".jsonl"))
+                if path.stem not in self.rows_of:
+                    path.unlink()
 
-    def vectors(self, id: str) -> torch.Tensor:
+    def vectors(self, id: str, shard: str | None = None) -> torch.Tensor:
         """The summary vectors of a document, `(vectors, width)`; a `StoreError` if they are not as they were saved."""
-        path, row = self.shards / f"{self.shard_of[id]}.safetensors", self.rows[id]
+        path, row = self.shards / f"{shard or self.shard_of[id]}.safetensors", self.rows[id]
         try:
             with safe_open(path, "pt") as file:
                 vectors = file.get_tensor(id)
@@ -259,13 +285,17 @@ class SummaryStore:
             ids += found
         return ids
 
-    def problems(self) -> Iterator[str]:
-        """What is wrong, document by document, and with files that belong to none."""
-        for shard in sorted(set(self.shard_of.values())):
-            yield from shard_problems(self, shard)
+    def problems(self) -> Iterator[tuple[str | None, str]]:
+        """What is wrong: the id of a document and a line; no id for files that belong to none."""
+        for shard, rows in self.rows_of.items():
+            for row in rows:
+                try:
+                    self.vectors(row.id, shard)
+                except StoreError as error:
+                    yield row.id, str(error)
         for path in sorted(self.shards.glob("*.safetensors")):
-            if path.stem not in set(self.shard_of.values()):
-                yield f"{path} has no rows: a killed run left it, `store build` or `store add` removes it."
+            if path.stem not in self.rows_of:
+                yield None, f"{path} has no rows: a killed run left it, `store build` or `store add` removes it."
 
     def facts(self) -> dict[str, Any]:
         """Counts of documents, tokens and vectors, and the bytes of vectors and of texts."""
@@ -279,23 +309,22 @@ class SummaryStore:
             "ratio": tokens / vectors if vectors else 0.0,
             "bytes of vectors": vectors * self.settings.width * element,
             "bytes of texts": sum(len(row.text.encode("utf-8", "surrogatepass")) for row in rows),
-            "shards": len(set(self.shard_of.values())),
+            "shards": len(self.rows_of),
         }
 
 
-def shard_problems(store: SummaryStore, shard: str) -> Iterator[str]:
-    """What is wrong with the vectors of one shard."""
-    path = store.shards / f"{shard}.safetensors"
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        yield f"{path} is missing or damaged: {' '.join(str(error).split())[:200]}"
-        return
-    for row in (row for row in store.rows.values() if store.shard_of[row.id] == shard):
-        if row.id not in tensors:
-            yield f"{path} lacks the vectors of {row.source}."
-        elif checksum(tensors[row.id]) != row.sha256 or not tensors[row.id].isfinite().all():
-            yield f"{path} is damaged: the vectors of {row.source} are other ones than were saved."
+def origin(source: str) -> str:
+    """The file of a source: that of a row without its number."""
+    file, colon, number = source.rpartition(":")
+    return file if colon and number.isdecimal() else source
+
+
+def check_types(saved: StoreSettings | StoredDocument):
+    """Raises a `TypeError` for a text that is none, or a number that is not 1 or more."""
+    for field in fields(saved):
+        value = getattr(saved, field.name)
+        if not isinstance(value, str if field.type is str else int) or (field.type is int and value < 1):
+            raise TypeError(f"`{field.name}` cannot be {value!r:.80}")
 
 
 def read_settings(path: Path) -> StoreSettings:
@@ -306,6 +335,8 @@ def read_settings(path: Path) -> StoreSettings:
         saved = json.loads(path.read_text(encoding="utf-8"))
         found = saved.pop("format", None)
         settings = StoreSettings(**saved)
+        check_types(settings)
+        torch.finfo(getattr(torch, settings.dtype))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: it does not hold the settings of a store.") from error
     if found != FORMAT:
@@ -315,7 +346,10 @@ def read_settings(path: Path) -> StoreSettings:
 
 def read_rows(path: Path) -> list[StoredDocument]:
     try:
-        return [StoredDocument(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [StoredDocument(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        for row in rows:
+            check_types(row)
+        return rows
     except (ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: it must hold a row for each document.") from error
 

@@ -85,8 +85,8 @@ class ContextLM(TemplateLM):
         """Arguments of the model that stand for the front of a context, `(1, length)` with at least one token."""
 
     @abstractmethod
-    def num_positions(self, length: int) -> int:
-        """How many positions the compressed form of so many tokens takes."""
+    def num_positions(self, front: list[int]) -> int:
+        """How many positions the compressed form of a front takes."""
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -114,7 +114,7 @@ class ContextLM(TemplateLM):
         if not front or self.form == "none":
             return {}, text
         if self.form == "truncated":
-            return {}, front[-self.num_positions(len(front)) :] + text
+            return {}, front[len(front) - self.num_positions(front) :] + text
         if front != self.front:
             self.front, self.read = front, self.read_front(self.tensor(front))
         return self.read, text
@@ -214,10 +214,8 @@ class AutoCompressorLM(ContextLM):
         options = {"segment_lengths": self.segment_length, "max_summary_length": self.max_vectors}
         return {"softprompt": self.model.compress(ids, **options)}
 
-    def num_positions(self, length: int) -> int:
-        most = self.model.config.max_vectors
-        per_segment = most if self.max_vectors is None else min(self.max_vectors, most)
-        return -(-length // self.segment_length) * per_segment
+    def num_positions(self, front: list[int]) -> int:
+        return self.read_front(self.tensor(front))["softprompt"].shape[1]
 
 
 @register_model("merging_cache")
@@ -262,8 +260,8 @@ class MergingCacheLM(ContextLM):
         options = {"compression_ratio": self.ratio, "policy": self.policy}
         return {"cache": self.compressor.compress(self.model, ids, **options)}
 
-    def num_positions(self, length: int) -> int:
-        return max(1, round(length / self.ratio))
+    def num_positions(self, front: list[int]) -> int:
+        return max(1, round(len(front) / self.ratio))
 
     def forked(self, given: dict[str, Any]) -> dict[str, Any]:
         return as_cache(given["cache"].fork()) if given else {"use_cache": False}
@@ -297,8 +295,8 @@ class ByteLM(ContextLM):
     def read_front(self, ids: torch.Tensor) -> dict[str, Any]:
         return {}
 
-    def num_positions(self, length: int) -> int:
-        return length
+    def num_positions(self, front: list[int]) -> int:
+        return len(front)
 
     def given(self, front: list[int], text: list[int]) -> tuple[dict[str, Any], list[int]]:
         return {}, front + text

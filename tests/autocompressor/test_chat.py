@@ -108,7 +108,21 @@ def test_bad_input(model, tokenizer):
         Chat(model, plain).answer("Hi")
     plain.chat_template = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match="the same whatever follows"):
-        Chat(model, plain).answer("Hi", **OPTIONS)
+        Chat(model, plain)
+    plain.chat_template = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
+    with pytest.raises(ValueError, match="writes the system prompt as it is"):
+        Chat(model, plain, system="Be kind.", compress_system=True)
+
+
+def test_a_failure_leaves_the_conversation_as_it_was(model, tokenizer):
+    chat = Chat(model, tokenizer, max_tokens=40)
+    for turn in TURNS:
+        chat.answer(turn, **OPTIONS)
+    state = (list(chat.messages), chat.text, chat.ids.tolist(), chat.softprompt)
+    with pytest.raises(ValueError):
+        chat.answer("Hi", max_new_tokens=0)
+    assert (chat.messages, chat.text, chat.ids.tolist(), chat.softprompt) == state
+    assert chat.answer("Hi", **OPTIONS) is not None
 
 
 @pytest.fixture

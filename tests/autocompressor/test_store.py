@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -82,9 +83,11 @@ def fill(documents, model, tokenizer):
         settings = StoreSettings.of_model(model)
         store = SummaryStore.create(folder, settings)
         store.clean()
-        missing = list(store.missing(Document(*pair) for pair in read_documents(str(documents))))
+        read = [Document(*pair) for pair in read_documents(str(documents))]
+        missing = list(store.missing(read))
         for shard in compress_here(missing, lambda: Compressor(model, tokenizer, settings, 5), settings, 5):
             store.write(*shard)
+        store.remove(store.outdated(read))
         return SummaryStore(folder)
 
     return fill
@@ -151,7 +154,7 @@ def test_nothing_is_done_twice(build, store, monkeypatch, capsys):
     times = {path: path.stat().st_mtime_ns for path in store.shards.iterdir()}
     monkeypatch.setattr(Compressor, "compress", None)
     assert build() == 0
-    assert "0 of 13" in capsys.readouterr().out
+    assert re.search(r"of them new +│ 0 ", capsys.readouterr().out)
     assert {path: path.stat().st_mtime_ns for path in store.shards.iterdir()} == times
 
 
@@ -253,9 +256,10 @@ def test_verify_finds_what_is_damaged(store, capsys):
     third.with_name("left.safetensors").write_bytes(third.read_bytes())
     assert main(command) == 1
     said = capsys.readouterr()
-    assert said.out.count("are other ones than were saved") == 1
-    assert "missing or damaged" in said.out and "a killed run left it" in said.out
-    assert "has 3 problems" in said.err
+    lost = [id for id in store.rows if store.shard_of[id] == second.stem]
+    assert said.out.count("the SHA-256 of the vectors") == 1 and "a killed run left it" in said.out
+    assert said.out.count("missing or damaged") == len(lost)
+    assert f"has {len(lost) + 2} problems" in said.err
     damaged = [id for id in store.rows if store.shard_of[id] == first.stem]
     with pytest.raises(StoreError, match="is another one"):
         for id in damaged:
@@ -271,11 +275,72 @@ def test_settings_that_are_none(text, store, capsys):
     assert "store.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["no json\n", "{}\n", "[]\n"])
+BAD_ROW = '{"id": "a", "source": "b", "text": "c", "tokens": 1, "vectors": 0, "sha256": "d"}\n'
+
+
+@pytest.mark.parametrize("text", ["no json\n", "{}\n", "[]\n", BAD_ROW])
 def test_rows_that_are_none(text, store, capsys):
     next(store.shards.glob("*.jsonl")).write_text(text)
     assert main(["store", "info", "--store", str(store.folder)]) == 1
     assert "must hold a row for each document" in capsys.readouterr().err
+
+
+def test_repair_and_build(build, store, capsys):
+    """What is damaged is taken out, and made anew by the command that built the store."""
+    first, second, _ = sorted(store.shards.glob("*.safetensors"))
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    assert main(["store", "verify", "--store", str(store.folder), "--repair"]) == 0
+    assert [*SummaryStore(store.folder).problems()] == []
+    assert build() == 0
+    again = SummaryStore(store.folder)
+    assert again.rows.keys() == store.rows.keys() and [*again.problems()] == []
+
+
+# Several at once
+
+
+def test_two_that_write_at_once(store):
+    """Each knows what the other has written since, whatever it knew when it began."""
+    first, second = SummaryStore(store.folder), SummaryStore(store.folder)
+    new = [Document(f"new {index}", f"New text {index}.") for index in range(3)]
+    vectors = [torch.randn(2, 24) for _ in new]
+    first.write(new[:2], vectors[:2], [5, 5])
+    second.clean()
+    second.write(new[1:], vectors[1:], [5, 5])
+    second.remove(second.select(["0.txt"]))
+    first.remove(first.select(["2.txt", "deep/1.txt"]))
+    left = SummaryStore(store.folder)
+    names = set(EVERYTHING) - {"0.txt", "2.txt", "deep/1.txt"} | {each.source for each in new}
+    assert sources(left) == sorted(names) and [*left.problems()] == []
+    assert_close(left.vectors(new[1].id), vectors[1])
+    assert len({row.id for rows in left.rows_of.values() for row in rows}) == sum(map(len, left.rows_of.values()))
+
+
+def test_a_document_of_two_shards_is_removed_from_both(store):
+    document = Document("new", "New text.")
+    for shard in ("a", "b"):
+        store.write_vectors(shard, {document.id: torch.zeros(1, 24)})
+        row = store_module.StoredDocument(document.id, "new", "New text.", 2, 1, "0" * 64)
+        store.write_rows(shard, [row])
+    store.remove([document.id])
+    assert sources(SummaryStore(store.folder)) == EVERYTHING
+
+
+def test_what_a_file_no_longer_has_is_taken_out(documents, build, tmp_path):
+    """Rows that are gone, a text that became empty, and an old text that a killed run had left beside the new one."""
+    build()
+    store = SummaryStore(tmp_path / "store")
+    (documents / "rows.jsonl").write_text(json.dumps({"text": text_of(8)}) + "\n")
+    (documents / "0.txt").write_text(" ")
+    store.write([Document("2.txt", "An old text.")], [torch.zeros(1, 24)], [3])
+    assert build() == 0
+    left = SummaryStore(tmp_path / "store")
+    gone = {"0.txt", "rows.jsonl:2", "rows.jsonl:3", "rows.jsonl:4"}
+    assert sources(left) == sorted(set(EVERYTHING) - gone) and [*left.problems()] == []
+    assert [row.text for row in left.rows.values() if row.source == "2.txt"] == [text_of(2)]
 
 
 # Searching and reading
@@ -293,6 +358,12 @@ def test_search_finds_the_words(store, capsys):
     store.remove([found[0].document.id])
     assert found[0].document not in [each.document for each in search(SummaryStore(store.folder), "lion", 12)]
     assert len([*(store.folder / "bm25").iterdir()]) == 1
+
+
+def test_texts_without_a_word(store):
+    store.remove(list(store.rows))
+    store.write([Document("signs", "!!! ???")], [torch.zeros(1, 24)], [3])
+    assert search(store, "lion", 3) == []
 
 
 @torch.no_grad()

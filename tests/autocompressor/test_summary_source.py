@@ -266,6 +266,11 @@ def test_unknown_fields(fields):
         tiny_config("llama", **fields)
 
 
+def test_a_variable_number_is_made_of_no_means():
+    with pytest.raises((ValueError, StrictDataclassError), match="`summary_source` must be 'tokens'"):
+        variable_autocompressor("llama", summary_source="means")
+
+
 @sources
 def test_a_segment_that_began_in_a_cache_cannot_be_summarised(source):
     model, ids = tiny_autocompressor("llama", summary_source=source), random_ids(1, 8)

@@ -84,6 +84,11 @@ def add_info_options(parser: argparse.ArgumentParser):
     parser.add_argument("--list", action="store_true", help="print a line for each document too")
 
 
+def add_verify_options(parser: argparse.ArgumentParser):
+    add_store_option(parser)
+    parser.add_argument("--repair", action="store_true", help="take documents out whose vectors are damaged")
+
+
 def add_search_options(parser: argparse.ArgumentParser):
     parser.add_argument("question", help="what is looked for")
     add_store_option(parser)
@@ -144,7 +149,11 @@ def fill(store, args: argparse.Namespace, compressor):
         for shard in shards(args, new, compressor, store.settings):
             store.write(*shard)
             bar.advance(task, len(shard[0]))
-    print_store(store, {"new documents": f"{len(new):,} of {len(documents):,}", "before": f"{before:,}"})
+    # Also where a run that was killed had not come so far.
+    outdated = store.outdated(documents)
+    store.remove(outdated)
+    counts = {"documents read": len(documents), "of them new": len(new), "taken out": len(outdated), "before": before}
+    print_store(store, {name: f"{count:,}" for name, count in counts.items()})
 
 
 def print_store(store, more: dict[str, str] | None = None):
@@ -205,10 +214,14 @@ def verify(args: argparse.Namespace):
 
     store = SummaryStore(args.store)
     problems = list(store.problems())
-    for problem in problems:
+    for _, problem in problems:
         print(problem)
-    if problems:
-        raise ValueError(f"The store {args.store} has {len(problems)} problems.")
+    if args.repair:
+        store.remove(id for id, _ in problems if id is not None)
+        store.clean()
+        print(f"{len(problems):,} problems are taken out: `store build` makes the documents anew.")
+    elif problems:
+        raise ValueError(f"The store {args.store} has {len(problems)} problems; `--repair` takes them out.")
     print(f"{len(store):,} documents are as they were saved.")
 
 
@@ -219,12 +232,15 @@ def search_store(args: argparse.Namespace):
     from ..retrieval import rerank, search
     from ..store import SummaryStore
 
+    if args.rerank < 0:
+        raise ValueError(f"--rerank must be 0 or more, got {args.rerank}.")
     store = SummaryStore(args.store)
     found = search(store, args.question, max(args.top, args.rerank))
     if args.rerank > 0:
         args.model = args.model or store.settings.model_name
         model, tokenizer = load_with_tokenizer(args, load_autocompressor)
-        found = rerank(store, found, args.question, model, tokenizer)
+        first, rest = found[: args.rerank], found[args.rerank :]
+        found = [*rerank(store, first, args.question, model, tokenizer), *rest]
     print_found(found[: args.top])
 
 
@@ -239,6 +255,6 @@ ACTIONS = {
     "add": (add, add_add_options, "compress further documents; one whose source is there already takes its place"),
     "remove": (remove, add_remove_options, "take documents out"),
     "info": (info, add_info_options, "what a store holds, and which model made it"),
-    "verify": (verify, add_store_option, "whether everything is as it was saved"),
+    "verify": (verify, add_verify_options, "whether everything is as it was saved"),
     "search": (search_store, add_search_options, "documents that have most words in common with a question (BM25)"),
 }
