@@ -136,7 +136,12 @@ def load_with_adapters(model_class: type, folder: str, output_loading_info: bool
     for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
         kwargs.pop(name, None)
     model = (load_merged if is_adapter(folder) else load_adapted_base)(model_class, folder, **kwargs)
-    nothing = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+    nothing: dict[str, Any] = {
+        "missing_keys": set(),
+        "unexpected_keys": set(),
+        "mismatched_keys": set(),
+        "error_msgs": [],
+    }
     return (model, nothing) if output_loading_info else model
 
 

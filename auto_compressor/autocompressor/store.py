@@ -323,7 +323,7 @@ def check_types(saved: StoreSettings | StoredDocument):
     """Raises a `TypeError` for a text that is none, or a number that is not 1 or more."""
     for field in fields(saved):
         value = getattr(saved, field.name)
-        if not isinstance(value, str if field.type is str else int) or (field.type is int and value < 1):
+        if not (isinstance(value, str) if field.type is str else isinstance(value, int) and value > 0):
             raise TypeError(f"`{field.name}` cannot be {value!r:.80}")
 
 
