@@ -6,13 +6,12 @@
 From every domain come `--passages` passages of 256 + 65 tokens; the first token of the text is given to all forms, the
 64 after it are scored. Perplexities have 95 % intervals by bootstrap over the passages, the same draws for all forms.
 The gap is that of the compressor itself between no context and its base's full context; the control, vectors of
-another passage of the domain, must close nothing of it. Writes `passages.csv`, `passages.json` and `passages.png`.
+another passage of the domain, must close nothing of it. Writes `passages.csv` and `passages.json`.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -44,10 +43,10 @@ def read_passages(path: Path, tokenizer: PreTrainedTokenizerBase, number: int) -
     return torch.tensor(passages)
 
 
-def nats(model: PreTrainedModel, text: torch.LongTensor, **prefix) -> torch.Tensor:
-    """Summed cross-entropy of all tokens but the first, `(rows, length)` -> `(rows,)`."""
-    logits = model(text, use_cache=False, logits_to_keep=TEXT, **prefix).logits[:, -TEXT:-1].float()
-    return F.cross_entropy(logits.transpose(1, 2), text[:, 1 - TEXT :], reduction="none").sum(dim=1)
+def nats(model: PreTrainedModel, text: torch.LongTensor, **inputs) -> torch.Tensor:
+    """Summed cross-entropy of `text` `(rows, TEXT)` but its first token, the end of what is read; `(rows,)`."""
+    logits = model(**inputs, use_cache=False, logits_to_keep=TEXT).logits[:, -TEXT:-1].float()
+    return F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction="none").sum(dim=1)
 
 
 def summary(model: PreTrainedModel, context: torch.LongTensor, ratio: int) -> torch.Tensor:
@@ -56,44 +55,46 @@ def summary(model: PreTrainedModel, context: torch.LongTensor, ratio: int) -> to
     return model.compress(context, segment_lengths=length, max_summary_length=length // ratio)
 
 
-def forms(
-    model: PreTrainedModel, base: PreTrainedModel, ratios: list[int], baselines: bool
-) -> Iterator[tuple[str, int, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]:
-    """Name, positions and nats of every form of a context; the functions map context and text to `(rows,)`."""
-    yield NO_CONTEXT, 0, lambda context, text: nats(model, text)
+def after_vectors(model: PreTrainedModel, text: torch.LongTensor, vectors: torch.Tensor) -> torch.Tensor:
+    return nats(model, text, input_ids=text, softprompt=vectors)
+
+
+def after_tokens(base: PreTrainedModel, text: torch.LongTensor, context: torch.LongTensor) -> torch.Tensor:
+    return nats(base, text, input_ids=torch.cat([context, text], dim=1))
+
+
+def after_means(base: PreTrainedModel, text: torch.LongTensor, context: torch.LongTensor, kept: int) -> torch.Tensor:
+    """After the means of the token embeddings over so many windows."""
+    embed = base.get_input_embeddings()
+    means, _ = window_means(embed(context), torch.ones_like(context[:1]), kept)
+    return nats(base, text, inputs_embeds=torch.cat([means, embed(text)], dim=1))
+
+
+def scores(
+    model: PreTrainedModel, base: PreTrainedModel, passages: torch.LongTensor, ratios: list[int], baselines: bool
+) -> dict[str, tuple[int, torch.Tensor]]:
+    """Positions and nats `(rows,)` of every form of a context, by its name."""
+    context, text = passages.split([CONTEXT, TEXT], dim=1)
+    found = {NO_CONTEXT: (0, nats(model, text, input_ids=text))}
     for ratio in ratios:
-        kept = CONTEXT // ratio
-
-        def after_summary(context, text, ratio=ratio):
-            return nats(model, text, softprompt=summary(model, context, ratio))
-
-        def after_other(context, text, ratio=ratio):
-            return nats(model, text, softprompt=summary(model, context, ratio).roll(1, dims=0))
-
-        def after_last(context, text, kept=kept):
-            return nats(base, torch.cat([context[:, -kept:], text], dim=1))
-
-        def after_pooled(context, text, kept=kept):
-            embed = base.get_input_embeddings()
-            pooled, _ = window_means(embed(context), torch.ones_like(context[:1]), kept)
-            embeds = torch.cat([pooled, embed(text)], dim=1)
-            logits = base(inputs_embeds=embeds, use_cache=False, logits_to_keep=TEXT).logits[:, :-1]
-            return F.cross_entropy(logits.transpose(1, 2), text[:, 1:], reduction="none").sum(dim=1)
-
-        yield f"summary vectors, {ratio}x", kept, after_summary
-        yield f"vectors of another text, {ratio}x", kept, after_other
+        kept, vectors = CONTEXT // ratio, summary(model, context, ratio)
+        found[f"summary vectors, {ratio}x"] = kept, after_vectors(model, text, vectors)
+        found[f"vectors of another text, {ratio}x"] = kept, after_vectors(model, text, vectors.roll(1, dims=0))
         if baselines:
-            yield f"last {kept} tokens (base)", kept, after_last
-            yield f"means of {ratio} embeddings (base)", kept, after_pooled
+            found[f"last {kept} tokens (base)"] = kept, after_tokens(base, text, context[:, -kept:])
+            found[f"means of {ratio} embeddings (base)"] = kept, after_means(base, text, context, kept)
     if baselines:
-        last = model.config.segment_length
+        last, ratio = model.config.segment_length, ratios[0]
+        vectors = summary(model, context[:, -last:], ratio)
+        found[f"vectors of the last segment (RMT), {ratio}x"] = last // ratio, after_vectors(model, text, vectors)
+        found["no context (base)"] = 0, nats(base, text, input_ids=text)
+    return found | {FULL: (CONTEXT, after_tokens(base, text, context))}
 
-        def after_last_segment(context, text):
-            return nats(model, text, softprompt=summary(model, context[:, -last:], ratios[0]))
 
-        yield f"vectors of the last segment (RMT), {ratios[0]}x", last // ratios[0], after_last_segment
-        yield "no context (base)", 0, lambda context, text: nats(base, text)
-    yield FULL, CONTEXT, lambda context, text: nats(base, torch.cat([context, text], dim=1))
+def joined(parts: list[dict[str, tuple[int, torch.Tensor]]]) -> dict[str, tuple[int, torch.Tensor]]:
+    """The scores of all parts, one behind the other."""
+    names = {name: positions for name, (positions, _) in parts[0].items()}
+    return {name: (positions, torch.cat([part[name][1] for part in parts])) for name, positions in names.items()}
 
 
 def interval(values: torch.Tensor) -> tuple[float, float]:
@@ -105,7 +106,8 @@ def table_rows(domain: str, found: dict[str, tuple[int, torch.Tensor]]) -> list[
     """A row for each form: perplexity, and the share of the gap that it closes, with their intervals."""
     count = len(found[FULL][1])
     draws = torch.randint(count, (DRAWS, count), generator=torch.Generator().manual_seed(0))
-    means = {name: (nll.mean() / (TEXT - 1), nll[draws].mean(dim=1) / (TEXT - 1)) for name, (_, nll) in found.items()}
+    nlls = {name: nll.double() / (TEXT - 1) for name, (_, nll) in found.items()}
+    means = {name: (nll.mean(), nll[draws].mean(dim=1)) for name, nll in nlls.items()}
     (none, none_draws), (full, full_draws) = means[NO_CONTEXT], means[FULL]
     rows = []
     for name, (mean, drawn) in means.items():
@@ -133,19 +135,14 @@ def measure(args: argparse.Namespace) -> list[dict]:
     base = load_base_model("smollm2", dtype=torch.float32).eval()
     model = load_autocompressor(args.model, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(resolve_base("smollm2"))
-    rows, everything = [], {}
+    rows, everything = [], []
     for domain in args.domains:
         passages = read_passages(args.corpus / f"{domain}.jsonl", tokenizer, args.passages)
-        found = {}
-        asked = forms(model, base, args.ratios, not args.no_baselines)
-        for name, positions, score in track([*asked], description=domain):
-            batches = [score(part[:, :CONTEXT], part[:, CONTEXT:]) for part in passages.split(args.batch)]
-            found[name] = positions, torch.cat(batches).double()
-            everything[name] = (
-                (positions, torch.cat([everything[name][1], found[name][1]])) if name in everything else found[name]
-            )
+        batches = track(passages.split(args.batch), description=domain)
+        found = joined([scores(model, base, part, args.ratios, not args.no_baselines) for part in batches])
+        everything.append(found)
         rows += table_rows(domain, found)
-    return rows + table_rows("all", everything)
+    return rows + table_rows("all", joined(everything))
 
 
 def main():
