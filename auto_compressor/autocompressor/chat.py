@@ -5,25 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files.chat_template import Message, render
 from .control_tokens import check_tokenizer
-
-
-Message = dict[str, str]  # role and content
-
-
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], asks: bool = False) -> str:
-    """
-    Messages in the template of the tokenizer; with `asks`, up to where the assistant begins.
-
-    Raises:
-        ValueError: for a tokenizer without a template, or messages that it does not take.
-    """
-    if tokenizer.chat_template is None:
-        raise ValueError("A conversation needs a tokenizer with a chat template, as those of instruct models.")
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-    except Exception as error:  # a template raises what it likes
-        raise ValueError(f"The chat template does not take these messages: {error}") from error
 
 
 class Chat:
@@ -61,7 +44,7 @@ class Chat:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"`max_tokens` must be 1 or more, got {max_tokens}.")
         self.model, self.tokenizer, self.softprompt = model, tokenizer, softprompt
-        self.segment_length = model.default_segment_lengths(2**20)[0]
+        self.segment_length = model.default_segment_length
         self.max_tokens = max_tokens or 4 * self.segment_length
         self.messages: list[Message] = []
         self.text = ""  # of the messages, as far as it is in `ids` or was compressed
@@ -141,4 +124,4 @@ class Chat:
         return content
 
 
-__all__ = ["Chat", "render"]
+__all__ = ["Chat"]

@@ -233,9 +233,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
             eos_embedding = embeddings.weight[eos_token_id] * scale
             init.copy_(module.weight, eos_embedding.expand_as(module.weight))
         elif module is getattr(self, "summary_norm", None):
-            init.copy_(
-                module.weight, (embeddings.weight.float().square().mean().sqrt() * scale).expand_as(module.weight)
-            )
+            root_mean_square = embeddings.weight.float().square().mean().sqrt() * scale
+            init.copy_(module.weight, root_mean_square.expand_as(module.weight))
         elif module is getattr(self, "stop_head", None):
             # A new model stops after each vector with the probability 1 / (compression_max_len + 1).
             init.constant_(module.bias, -math.log(self.config.compression_max_len))
@@ -286,6 +285,11 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         if config.segment_length is None:
             return equal_segment_lengths(length, most)
         return resolve_segment_lengths(min(config.segment_length, most) if has_room else config.segment_length, length)
+
+    @property
+    def default_segment_length(self) -> int:
+        """Tokens of the first segment of a long text where a caller names none."""
+        return self.default_segment_lengths(2**20)[0]
 
     def _segment_positions(
         self,

@@ -83,7 +83,7 @@ class StoreSettings:
             fingerprint=model_fingerprint(model),
             width=model.embedding_dim,
             dtype=str(model.dtype).removeprefix("torch."),
-            segment_length=positive("segment_length", segment_length) or model.default_segment_lengths(2**20)[0],
+            segment_length=positive("segment_length", segment_length) or model.default_segment_length,
             max_summary_length=min(positive("max_summary_length", max_summary_length) or most, most),
         )
 
@@ -144,13 +144,24 @@ class SummaryStore:
     def __init__(self, folder: Path):
         self.folder, self.shards = Path(folder), Path(folder) / "shards"
         self.settings = read_settings(self.folder / SETTINGS)
+        self.versions: dict[str, tuple[int, int]] = {}
+        self.rows_of: dict[str, list[StoredDocument]] = {}
+        self.rows: dict[str, StoredDocument] = {}
+        self.shard_of: dict[str, str] = {}
         self.refresh()
 
     def refresh(self):
-        """Reads the rows anew: another process may have written."""
-        self.rows_of = {path.stem: read_rows(path) for path in sorted(self.shards.glob("*.jsonl"))}
-        self.rows = {row.id: row for rows in self.rows_of.values() for row in rows}
-        self.shard_of = {row.id: shard for shard, rows in self.rows_of.items() for row in rows}
+        """Reads what is new, of which another process may have written some: a build adds shard by shard."""
+        versions = {path.stem: version(path) for path in sorted(self.shards.glob("*.jsonl"))}
+        new = [shard for shard, found in versions.items() if self.versions.get(shard) != found]
+        if self.versions.keys() - versions.keys() or self.versions.keys() & set(new):
+            # Something was taken out: what is left may be in other shards too.
+            self.rows_of, self.rows, self.shard_of, new = {}, {}, {}, list(versions)
+        self.versions = versions
+        for shard in new:
+            self.rows_of[shard] = read_rows(self.shards / f"{shard}.jsonl")
+            self.rows |= {row.id: row for row in self.rows_of[shard]}
+            self.shard_of |= dict.fromkeys((row.id for row in self.rows_of[shard]), shard)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -311,6 +322,12 @@ class SummaryStore:
             "bytes of texts": sum(len(row.text.encode("utf-8", "surrogatepass")) for row in rows),
             "shards": len(self.rows_of),
         }
+
+
+def version(path: Path) -> tuple[int, int]:
+    """A file by what changes when another takes its place."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def origin(source: str) -> str:

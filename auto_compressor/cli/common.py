@@ -49,8 +49,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, default: Path, which: st
         help="a txt (every line is a text), jsonl, csv or parquet file, a folder of such files, or a dataset of the"
         f" hub (default: the {which} that comes with the package)",
     )
+    add_dataset_arguments(parser, "a folder or a dataset of the hub")
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser, splits: str):
+    """Where the texts of a dataset are; `splits` says what has some."""
     parser.add_argument("--dataset-config-name", help="configuration of a dataset of the hub")
-    parser.add_argument("--split", default="train", help="split of a folder or a dataset of the hub (default: train)")
+    parser.add_argument("--split", default="train", help=f"split of {splits} (default: train)")
     parser.add_argument("--text-column", default="text", help="column that holds the texts (default: text)")
 
 

@@ -206,7 +206,7 @@ class AutoCompressorLM(ContextLM):
     ):
         super().__init__(load_autocompressor(pretrained, dtype=dtype), pretrained, **kwargs)
         length = whole_number("segment_length", segment_length)
-        self.segment_length = length or self.model.default_segment_lengths(2**20)[0]
+        self.segment_length = length or self.model.default_segment_length
         ratio = whole_number("ratio", ratio)
         self.max_vectors = None if ratio is None else max(1, self.segment_length // ratio)
 

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from ..files.chat_template import has_template, render
 from ..files.text_streams import READER_OF_ENDING, reading_rows
 from ..tokenization_bytes import ByteTokenizer
 from .arguments import DataTrainingArguments
@@ -104,12 +105,12 @@ def is_conversation(text: Any) -> bool:
 
 def write_conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, text_column: str) -> str:
     """Messages in the chat template of the tokenizer; a `ValueError` if it has none, or does not take them."""
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not has_template(tokenizer):
         raise ValueError(f"--text_column {text_column!r} holds conversations, the tokenizer has no chat template.")
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template raises what it likes
-        raise ValueError(f"--text_column {text_column!r} has messages that the template refuses: {error}") from error
+        return render(tokenizer, messages)
+    except ValueError as error:
+        raise ValueError(f"--text_column {text_column!r}: {error}") from error
 
 
 def tokenize_batch(

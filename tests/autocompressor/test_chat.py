@@ -9,9 +9,10 @@ from modeling_testing import tiny_autocompressor
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
-from auto_compressor.autocompressor.chat import Chat, render
+from auto_compressor.autocompressor.chat import Chat
 from auto_compressor.cli.main import main
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.chat_template import render
 from auto_compressor.training.arguments import DataTrainingArguments
 from auto_compressor.training.data import load_datasets
 

@@ -86,27 +86,31 @@ def segment_options(segment_length: int | None, model) -> dict:
     return {} if length is None else {"segment_lengths": length}
 
 
+def check_autocompressor(option: str, model):
+    """Raises a `ValueError` for an option that another language model does not take."""
+    from ..modeling_autocompressor import AutoCompressorMixin
+
+    if not isinstance(model, AutoCompressorMixin):
+        raise ValueError(f"{option} needs an AutoCompressor, --model is a {model.config.model_type}.")
+
+
 def softprompt_options(path: str | None, model) -> dict:
     """What only an AutoCompressor takes."""
-    from ..modeling_autocompressor import AutoCompressorMixin
     from ..softprompts import load_softprompt
 
     if path is None:
         return {}
-    if not isinstance(model, AutoCompressorMixin):
-        raise ValueError(f"--softprompt needs an AutoCompressor, --model is a {model.config.model_type}.")
+    check_autocompressor("--softprompt", model)
     return {"softprompt": load_softprompt(path, model).vectors}
 
 
 def store_options(args: argparse.Namespace, prompt: str, model) -> dict:
     """The summary vectors of the documents that the prompt is about; says on standard error which they are."""
-    from ..modeling_autocompressor import AutoCompressorMixin
     from ..retrieval import fuse, search
     from ..store import SummaryStore
     from .store import print_found
 
-    if not isinstance(model, AutoCompressorMixin):
-        raise ValueError(f"--store needs an AutoCompressor, --model is a {model.config.model_type}.")
+    check_autocompressor("--store", model)
     store = SummaryStore(args.store)
     store.check_model(model)
     found = search(store, prompt, args.top)
@@ -118,10 +122,8 @@ def store_options(args: argparse.Namespace, prompt: str, model) -> dict:
 def converse(args: argparse.Namespace, turns: list[str], model, tokenizer, options: dict):
     """Prints what the assistant says to each turn."""
     from ..chat import Chat
-    from ..modeling_autocompressor import AutoCompressorMixin
 
-    if not isinstance(model, AutoCompressorMixin):
-        raise ValueError(f"--chat needs an AutoCompressor, --model is a {model.config.model_type}.")
+    check_autocompressor("--chat", model)
     chat = Chat(model, tokenizer, system=args.system, softprompt=options.pop("softprompt", None))
     for turn in turns:
         print(chat.answer(turn, **options), flush=True)

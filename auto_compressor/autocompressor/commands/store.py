@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...cli.common import (
     add_budget_argument,
+    add_dataset_arguments,
     add_device_argument,
     add_dtype_argument,
     check_installed,
@@ -35,9 +36,7 @@ def add_document_options(parser: argparse.ArgumentParser):
         help="documents: a txt, md, rst or html file is one; of a jsonl, csv or parquet file every row is one; or a"
         " folder of such files, or a dataset of the hub",
     )
-    parser.add_argument("--dataset-config-name", help="configuration of a dataset of the hub")
-    parser.add_argument("--split", default="train", help="split of a dataset of the hub (default: train)")
-    parser.add_argument("--text-column", default="text", help="column that holds the texts (default: text)")
+    add_dataset_arguments(parser, "a dataset of the hub")
     parser.add_argument(
         "--engine",
         default="datasets",
