@@ -14,6 +14,7 @@ SEGMENTS=${SEGMENTS:-64 64 64 64 64 64}    # tokens of the segments of a sequenc
 SUM=${SUM:-8}                   # summary vectors per segment
 SOURCE=${SOURCE:-means}         # what they are made of: tokens, means, both
 SCALE=${SCALE-learned}          # how large they are: as hidden states (empty), normalized, learned
+RESIDUAL=${RESIDUAL:-true}      # whether they are differences to the embeddings of the last tokens
 RANK=${RANK:-16}                # of the LoRA adapters; 0 trains all weights
 LR=${LR:-5e-4}                  # learning rate
 MINUTES=${MINUTES:-10}          # between checkpoints
@@ -33,12 +34,13 @@ SAVE=$steps
 [ "$RANK" = 0 ] || adapters=(--lora --lora_r "$RANK" --lora_alpha $((2 * RANK)) --lora_dropout 0
     --lora_target_modules all-linear)
 
-start_run "smollm2_${SOURCE}_${SCALE:-plain}_${SEGMENTS// /-}_sum${SUM}_r${RANK}_lr${LR}_bsz${BATCH}_tok${TOKENS}" \
+start_run "smollm2_${SOURCE}_${SCALE:-plain}_residual-${RESIDUAL}_${SEGMENTS// /-}_sum${SUM}_r${RANK}_lr${LR}_bsz${BATCH}_tok${TOKENS}" \
     --model_name_or_path smollm2 \
     --train_file "$CORPUS/train.jsonl" --validation_file "heldout=$CORPUS/heldout.jsonl" --max_eval_samples 64 \
     ${adapters+"${adapters[@]}"} \
     --segment_lengths $SEGMENTS \
     --summary_length "$SUM" --summary_source "$SOURCE" ${SCALE:+--summary_scale "$SCALE"} \
+    --summary_residual "$RESIDUAL" \
     --max_steps "$steps" --per_device_train_batch_size $((BATCH / devices)) --per_device_eval_batch_size 8 \
     --save_minutes "$MINUTES" --learning_rate "$LR" --lr_scheduler_type cosine --warmup_steps $((steps / 20)) \
     --weight_decay 0.01 --adam_beta2 0.98 --logging_steps 10 --include_num_input_tokens_seen true \

@@ -84,6 +84,13 @@ class TrainingArguments(OptimArguments):
             " dimension that starts there (default: as in the checkpoint, else as large as hidden states)."
         },
     )
+    summary_residual: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Learn summary vectors as differences to the embeddings of the last tokens of their segment"
+            " (default: as in the checkpoint, else false)."
+        },
+    )
     ordinary_summary_positions: bool | None = field(
         default=None,
         metadata={

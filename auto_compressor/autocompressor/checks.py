@@ -80,10 +80,12 @@ def check_segments(asked: int | list[int] | None, lengths: list[int], cached_len
 
 def check_summary_source(config: PreTrainedConfig, cached_length: int, output_softprompt: bool):
     """Raises a `ValueError` where means would be over a part of the segment: a cache holds no last hidden states."""
-    if config.summary_source != "tokens" and output_softprompt and cached_length:
+    reads_text = config.summary_source != "tokens" or config.summary_residual
+    if reads_text and output_softprompt and cached_length:
         raise ValueError(
-            f"`output_softprompt` must be False where `cache` holds text: the last hidden states of its"
-            f" {cached_length} tokens, of which `summary_source` {config.summary_source!r} takes the means, are gone."
+            f"`output_softprompt` must be False where `cache` holds text: embeddings and last hidden states of its"
+            f" {cached_length} tokens, of which `summary_source` {config.summary_source!r} and `summary_residual`"
+            f" {config.summary_residual} make the vectors, are gone."
         )
 
 

@@ -51,6 +51,10 @@ class AutoCompressorConfigMixin:
             How large summary vectors are. By default as large as hidden states. `"normalized"` brings each to the root
             mean square of the token embeddings, which is what the first layer expects; `"learned"` starts there and
             learns a factor for each dimension.
+        summary_residual (`bool`, defaults to `False`):
+            Whether summary vectors of a fixed number are differences to the embeddings of the last tokens of their
+            segment, as many as there are vectors: what is made of the hidden states is added to them by a projection
+            that starts at 0. A new model thus reads the last tokens, and learns what to add of the others.
         ordinary_summary_positions (`bool`, defaults to `False`):
             Whether summary vectors are counted like tokens: those of a softprompt stand in front of the text, new ones
             behind it. It is so anyway where positions are rotary and the number of vectors is fixed. With OPT, or
@@ -82,6 +86,7 @@ class AutoCompressorConfigMixin:
     segment_length: int | None = None
     summary_source: str = "tokens"
     summary_scale: str | None = None
+    summary_residual: bool = False
     ordinary_summary_positions: bool = False
 
     @property
@@ -126,6 +131,8 @@ class AutoCompressorConfigMixin:
                 raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
         if self.variable_length and self.summary_source != "tokens":
             raise ValueError(f"`summary_source` must be 'tokens' for a variable number, got {self.summary_source!r}.")
+        if self.variable_length and self.summary_residual:
+            raise ValueError("`summary_residual` must be False for a variable number of vectors, got True.")
         threshold = self.compress_stop_threshold
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"`compress_stop_threshold` must be above 0 and at most 1, got {threshold}.")

@@ -40,6 +40,7 @@ SUMMARY_FIELDS = (
     "summary_length",
     "summary_source",
     "summary_scale",
+    "summary_residual",
     "ordinary_summary_positions",
     "accumulate_summary",
     "segment_gradient_checkpointing",
@@ -182,6 +183,7 @@ def lora_config(model: PreTrainedModel, model_args: ModelArguments) -> LoraConfi
     check_untied("--lora_modules_to_save", model_args.lora_modules_to_save, model)
     learned = model.summary_norm if model.config.summary_scale == "learned" else None
     own = {"embed_summary": model.embed_summary, "stop_head": model.stop_head, "summary_norm": learned}
+    own["summary_projection"] = model.summary_projection
     modules = [name for name in model_args.lora_modules_to_save if name not in own]
     modules += [name for name, module in own.items() if module is not None]
     control_tokens = [model.config.sum_token_id, model.config.eoc_token_id]

@@ -178,6 +178,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         self.embed_summary = nn.Embedding(num_tokens, embedding_dim) if num_tokens > 0 else None
         scales = config.summary_scale is not None and config.max_vectors > 0
         self.summary_norm = SummaryNorm(embedding_dim, config.summary_scale == "learned") if scales else None
+        adds = config.summary_residual and config.max_vectors > 0
+        self.summary_projection = nn.Linear(embedding_dim, embedding_dim, bias=False) if adds else None
         self.stop_head = nn.Linear(embedding_dim, 1) if config.variable_length else None
         for name, module in self.model.named_modules():
             if name.endswith("self_attn"):
@@ -235,6 +237,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         elif module is getattr(self, "summary_norm", None):
             root_mean_square = embeddings.weight.float().square().mean().sqrt() * scale
             init.copy_(module.weight, root_mean_square.expand_as(module.weight))
+        elif module is getattr(self, "summary_projection", None):
+            init.zeros_(module.weight)
         elif module is getattr(self, "stop_head", None):
             # A new model stops after each vector with the probability 1 / (compression_max_len + 1).
             init.constant_(module.bias, -math.log(self.config.compression_max_len))
@@ -375,7 +379,8 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
         columns = slice(unread.shape[1], unread.shape[1] + length)
         states = outputs.last_hidden_state[:, columns.start :]  # (rows, length + summary, dim)
         has_text = None if text.mask is None else text.mask.amax(dim=1, keepdim=True)
-        read = ReadSegment(states, text_mask, has_text, text.is_sum, prefix.mask, key_weights, positions[2], cache)
+        text_columns = (states, text.embeds, text_mask, has_text, text.is_sum)
+        read = ReadSegment(*text_columns, prefix.mask, key_weights, positions[2], cache)
         new, relative_lengths = summaries.summarise(read, num_summary)
         first = cache.first if isinstance(cache, SegmentCache) else []
         prefix = replace(prefix, keys=prefix.keys.followed_by(first, num_kept))

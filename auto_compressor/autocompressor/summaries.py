@@ -27,6 +27,7 @@ class ReadSegment:
     Args:
         states (`torch.Tensor` of shape `(rows, length + summary embeddings, embedding_dim)`): Last hidden states of
             the text tokens that were read now, and of the summary embeddings.
+        embeds (`torch.Tensor` of shape `(rows, length, embedding_dim)`): Embeddings of these text tokens.
         text_mask (`torch.LongTensor` of shape `(rows or 1, text_length)`): 1 for the text tokens of the segment.
         has_text (`torch.LongTensor` of shape `(rows, 1)`, *optional*): 0 for rows of padding alone; `None` if there
             are none.
@@ -38,6 +39,7 @@ class ReadSegment:
     """
 
     states: torch.Tensor
+    embeds: torch.Tensor
     text_mask: torch.LongTensor
     has_text: torch.LongTensor | None
     is_sum: torch.BoolTensor | None
@@ -67,10 +69,26 @@ def window_means(states: torch.Tensor, mask: torch.LongTensor, num_windows: int)
     return shares.transpose(1, 2) @ states, sizes
 
 
+def last_tokens(embeds: torch.Tensor, mask: torch.LongTensor, number: int) -> torch.Tensor:
+    """
+    Embeddings of the last tokens of each text, in their order.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(rows, length, dim)`): Embeddings of the text.
+        mask (`torch.LongTensor` of shape `(rows or 1, length)`): 1 for text, on whichever side the padding is.
+        number (`int`): Tokens wanted; behind those of a text with fewer stand zeros.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, number, dim)`.
+    """
+    from_end = mask.flip(1).cumsum(dim=1).flip(1)  # 1 at the last token of a text
+    return window_means(embeds, mask * (from_end <= number), number)[0]
+
+
 class FixedSummaries:
     """
     As many vectors as the config says: the last hidden states at the summary embeddings (paper, section 3.1), the
-    means of the text's, or the sum of both; see `summary_source`.
+    means of the text's, or the sum of both; see `summary_source`. They may be differences, see `summary_residual`.
     """
 
     num_sum_tokens = 0  # tokens at the end of a segment that are no text
@@ -131,7 +149,11 @@ class FixedSummaries:
                 vectors, weights = means, None if weights is None else (sizes > 0).long()
             else:
                 vectors = vectors + F.pad(means, (0, 0, 0, vectors.shape[1] - means.shape[1]))
-        return SegmentSummary(self.scaled(vectors), weights), None
+        vectors = self.scaled(vectors)
+        if self.config.summary_residual:
+            recent = last_tokens(read.embeds, read.text_mask, vectors.shape[1])
+            vectors = recent + self.model.summary_projection(vectors)
+        return SegmentSummary(vectors, weights), None
 
     def scaled(self, states: torch.Tensor) -> torch.Tensor:
         """Last hidden states as large as the base model reads them, see `summary_scale`; same shape."""

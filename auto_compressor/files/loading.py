@@ -26,7 +26,7 @@ MAX_MESSAGE = 400
 DEPTH, MAX_DEPTH = re.compile(r"(.*_)?(layers?|levels?|blocks)"), 1000
 # What an AutoCompressor has beyond its base model, and the fields that decide about it.
 NEW_MODULES = ("embed_summary", "stop_head", "summary_norm")
-NEW_FIELDS = ("summary_length", "sum_token_id", "summary_source", "summary_scale")
+NEW_FIELDS = ("summary_length", "sum_token_id", "summary_source", "summary_scale", "summary_residual")
 
 
 def load(loader: type, name: str, *args: Any, problem: str | None = None, **kwargs: Any) -> Any:
