@@ -25,7 +25,7 @@ MAX_MESSAGE = 400
 # Fields that say how often a part is there; the deepest models have some hundred layers.
 DEPTH, MAX_DEPTH = re.compile(r"(.*_)?(layers?|levels?|blocks)"), 1000
 # What an AutoCompressor has beyond its base model, and the fields that decide about it.
-NEW_MODULES = ("embed_summary", "stop_head", "summary_norm")
+NEW_MODULES = ("embed_summary", "stop_head", "summary_norm", "summary_projection")
 NEW_FIELDS = ("summary_length", "sum_token_id", "summary_source", "summary_scale", "summary_residual")
 
 
