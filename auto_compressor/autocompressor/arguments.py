@@ -48,7 +48,8 @@ class ModelArguments:
         default_factory=lambda: ["embed_summary"],
         metadata={
             "help": "Modules that are trained in full and saved with the adapters; those of the summary vectors that"
-            " the model has (embed_summary, stop_head, summary_norm, summary_projection, and the rows of <sum> and <eoc>) always are."
+            " the model has (embed_summary, stop_head, summary_norm, summary_projection, and the rows of <sum> and"
+            " <eoc>) always are."
         },
     )
 

@@ -1,4 +1,4 @@
-"""What summary vectors are made of (`summary_source`) and how large they are (`summary_scale`)."""
+"""What summary vectors are made of (`summary_source`, `summary_residual`) and how large they are (`summary_scale`)."""
 
 import random
 
@@ -28,10 +28,16 @@ from torch.testing import assert_close
 from args import ModelArguments
 from auto_compressor.autocompressor.family import lora_config
 from auto_compressor.autocompressor.loading import load
-from auto_compressor.autocompressor.summaries import window_means
+from auto_compressor.autocompressor.summaries import last_tokens, window_means
 
 
-sources = pytest.mark.parametrize("source", ["means", "both"])
+SOURCES = {
+    "means": {"summary_source": "means"},
+    "both": {"summary_source": "both"},
+    "residual": {"summary_residual": True},
+    "residual means": {"summary_source": "means", "summary_residual": True},
+}
+sources = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 scales = pytest.mark.parametrize("scale", ["normalized", "learned"])
 
 
@@ -47,14 +53,19 @@ def window_means_of_row(states: torch.Tensor, num_windows: int) -> torch.Tensor:
 
 def expected_vectors(model, ids: torch.LongTensor, num_windows: int) -> torch.Tensor:
     """Summary vectors of one segment, `(rows, num_windows, dim)`, from what the base model alone reads."""
+    vectors = torch.zeros(len(ids), num_windows, model.embedding_dim, dtype=model.dtype)
     with torch.no_grad():
-        states = model(ids, use_cache=False).last_hidden_state
-    means = torch.stack([window_means_of_row(row, num_windows) for row in states])
-    if model.config.summary_source == "both":
-        plain = tiny_autocompressor(model.config.base_model_type, model.dtype)
-        plain.load_state_dict(model.state_dict(), strict=False)
-        means = means + plain(ids, output_softprompt=True, max_summary_length=num_windows).softprompt
-    return means
+        if model.config.summary_source != "tokens":
+            states = model(ids, use_cache=False).last_hidden_state
+            vectors += torch.stack([window_means_of_row(row, num_windows) for row in states])
+        if model.config.summary_source != "means":
+            plain = tiny_autocompressor(model.config.base_model_type, model.dtype)
+            plain.load_state_dict(model.state_dict(), strict=False)
+            vectors += plain(ids, output_softprompt=True, max_summary_length=num_windows).softprompt
+        if model.config.summary_residual:
+            recent = model.get_input_embeddings()(ids[:, -num_windows:])
+            vectors = recent + vectors @ model.summary_projection.weight.T
+    return vectors
 
 
 # Means over windows
@@ -84,13 +95,36 @@ def test_windows_of_padded_rows_are_those_of_the_rows_alone(num_windows):
         assert (sizes > 0).sum(dim=1).tolist() == [min(length, num_windows) for length in lengths]
 
 
+@pytest.mark.parametrize("number", [1, 3, 8])
+def test_last_tokens_of_padded_rows_are_those_of_the_rows_alone(number):
+    embeds = torch.randn(4, 6, 3, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    found = last_tokens(embeds, mask, number)
+    for row, expected in enumerate([embeds[0], embeds[1, 2:], embeds[2, :2], embeds[3, :0]]):
+        kept = expected[-number:]
+        assert_close(found[row], torch.cat([kept, torch.zeros(number - len(kept), 3)]), **DOUBLE)
+
+
 # The vectors of a segment
+
+
+@opt_and_llama
+@pytest.mark.parametrize("source", ["tokens", "means", "both"])
+@torch.no_grad()
+def test_a_new_model_reads_the_last_tokens_of_a_segment(name, source, tmp_path):
+    tiny_base(name).save_pretrained(tmp_path)
+    fields = {"summary_length": 3, "summary_source": source, "summary_scale": "learned", "summary_residual": True}
+    model, ids = load(AUTOCOMPRESSORS[name][1], str(tmp_path), **fields), random_ids(2, 12)
+    recent = model.get_input_embeddings()(torch.cat([ids[:, 3:6], ids[:, 9:]], dim=1))
+    assert_close(model.compress(ids, segment_lengths=6), recent, **EXACT)
+    recent = model.get_input_embeddings()(ids[:, -2:])
+    assert_close(model.compress(ids, segment_lengths=12, max_summary_length=2), recent, **EXACT)
 
 
 @sources
 @opt_and_llama
 def test_vectors_of_a_segment(name, source):
-    model, ids = tiny_autocompressor(name, torch.float64, summary_source=source), random_ids(2, 11)
+    model, ids = tiny_autocompressor(name, torch.float64, **source), random_ids(2, 11)
     if name in ("opt", "llama"):
         assert_close(model(ids, output_softprompt=True).softprompt, expected_vectors(model, ids, 3), **DOUBLE)
         few = model(ids, output_softprompt=True, max_summary_length=2).softprompt
@@ -123,7 +157,7 @@ def test_a_segment_shorter_than_the_windows_has_a_mean_for_each_token(name):
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_padded_rows_are_compressed_as_alone(name, side, source):
-    model = tiny_autocompressor(name, torch.float64, summary_source=source, summary_scale="learned")
+    model = tiny_autocompressor(name, torch.float64, **source, summary_scale="learned")
     rows = [random_ids(1, length, seed=length) for length in (10, 6, 2)]
     ids, mask = pad_rows(rows, side)
     text = random_ids(3, 4)
@@ -142,7 +176,7 @@ def test_padded_rows_are_compressed_as_alone(name, side, source):
 @both_families
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_keys_of_the_vectors_are_made_once(name, source, training, without_float32):
-    model = tiny_autocompressor(name, torch.float64, summary_source=source, summary_scale="learned").train(training)
+    model = tiny_autocompressor(name, torch.float64, **source, summary_scale="learned").train(training)
     for seed in range(6):
         call = random_call(model, False, seed)
         with plain_path():
@@ -153,7 +187,7 @@ def test_keys_of_the_vectors_are_made_once(name, source, training, without_float
 @sources
 @both_families
 def test_gradients_reach_what_made_the_means(name, source):
-    model = tiny_autocompressor(name, torch.float64, summary_source=source, summary_scale="learned").train()
+    model = tiny_autocompressor(name, torch.float64, **source, summary_scale="learned").train()
     ids = random_ids(2, 9)
     labels = ids.clone()
     labels[:, :5] = -100
@@ -168,7 +202,7 @@ def test_gradients_reach_what_made_the_means(name, source):
 @both_families
 @torch.no_grad()
 def test_vectors_do_not_see_later_segments(name, source):
-    model, ids = tiny_autocompressor(name, summary_source=source), random_ids(1, 12)
+    model, ids = tiny_autocompressor(name, **source), random_ids(1, 12)
     changed = ids.clone()
     changed[:, 6:] = random_ids(1, 6, seed=1)
     first, other = (model.compress(tokens, segment_lengths=6) for tokens in (ids, changed))
@@ -180,7 +214,7 @@ def test_vectors_do_not_see_later_segments(name, source):
 @both_families
 @torch.no_grad()
 def test_rmt_and_generation(name, source):
-    model, ids = tiny_autocompressor(name, summary_source=source), random_ids(2, 12)
+    model, ids = tiny_autocompressor(name, **source), random_ids(2, 12)
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     for accumulate in (True, False):
         model.config.accumulate_summary = accumulate
@@ -238,10 +272,11 @@ def test_vectors_of_variable_number_are_scaled(scale):
 @opt_and_llama
 @torch.no_grad()
 def test_saved_and_loaded(name, source, scale, tmp_path):
-    model = tiny_autocompressor(name, summary_source=source, summary_scale=scale)
+    model = tiny_autocompressor(name, **source, summary_scale=scale)
     model.save_pretrained(tmp_path)
     loaded = load(type(model), str(tmp_path))
-    assert (loaded.config.summary_source, loaded.config.summary_scale) == (source, scale)
+    assert {field: getattr(loaded.config, field) for field in source} == source
+    assert loaded.config.summary_scale == scale
     assert [name for name, _ in loaded.summary_norm.named_parameters()] == ["weight"] * (scale == "learned")
     ids = random_ids(2, 8)
     assert_close(loaded.compress(ids, segment_lengths=4), model.compress(ids, segment_lengths=4), **EXACT)
@@ -255,6 +290,18 @@ def test_lora_trains_and_saves_a_learned_scale_only(name):
         assert (adapted.peft_config["default"].modules_to_save or []) == learned
         trained = [path for path, parameter in adapted.named_parameters() if parameter.requires_grad]
         assert any("summary_norm" in path for path in trained) == bool(learned)
+
+
+@both_families
+def test_lora_trains_and_saves_the_projection_in_full(name):
+    model = tiny_autocompressor(name, summary_source="means", summary_residual=True)
+    for targets in (["q_proj"], ["all-linear"]):
+        model_args = ModelArguments(lora=True, lora_target_modules=targets)
+        adapted = get_peft_model(model, lora_config(model, model_args))
+        trained = {path for path, parameter in adapted.named_parameters() if parameter.requires_grad}
+        own = {path.split("summary_projection")[1] for path in trained if "summary_projection" in path}
+        assert own == {".modules_to_save.default.weight"}
+        model = adapted.unload()
 
 
 # Bad input
@@ -271,9 +318,14 @@ def test_a_variable_number_is_made_of_no_means():
         variable_autocompressor("llama", summary_source="means")
 
 
+def test_a_variable_number_is_no_difference():
+    with pytest.raises((ValueError, StrictDataclassError), match="`summary_residual` must be False"):
+        variable_autocompressor("llama", summary_residual=True)
+
+
 @sources
 def test_a_segment_that_began_in_a_cache_cannot_be_summarised(source):
-    model, ids = tiny_autocompressor("llama", summary_source=source), random_ids(1, 8)
+    model, ids = tiny_autocompressor("llama", **source), random_ids(1, 8)
     cache = model(ids[:, :5], use_cache=True).cache
     with pytest.raises(ValueError, match="`output_softprompt` must be False where `cache` holds text"):
         model(ids[:, 5:], cache=cache, output_softprompt=True)
