@@ -6,7 +6,9 @@
 From every domain come `--passages` passages of 256 + 65 tokens; the first token of the text is given to all forms, the
 64 after it are scored. Perplexities have 95 % intervals by bootstrap over the passages, the same draws for all forms.
 The gap is that of the compressor itself between no context and its base's full context; the control, vectors of
-another passage of the domain, must close nothing of it. Writes `passages.csv` and `passages.json`.
+another passage of the domain, must close nothing of it. What as many of the last tokens are worth is measured in the
+base and in the compressor, whose training has also changed how it reads them. Writes `passages.csv`
+and `passages.json`.
 """
 
 import argparse
@@ -59,8 +61,8 @@ def after_vectors(model: PreTrainedModel, text: torch.LongTensor, vectors: torch
     return nats(model, text, input_ids=text, softprompt=vectors)
 
 
-def after_tokens(base: PreTrainedModel, text: torch.LongTensor, context: torch.LongTensor) -> torch.Tensor:
-    return nats(base, text, input_ids=torch.cat([context, text], dim=1))
+def after_tokens(model: PreTrainedModel, text: torch.LongTensor, context: torch.LongTensor) -> torch.Tensor:
+    return nats(model, text, input_ids=torch.cat([context, text], dim=1))
 
 
 def after_means(base: PreTrainedModel, text: torch.LongTensor, context: torch.LongTensor, kept: int) -> torch.Tensor:
@@ -80,6 +82,7 @@ def scores(
         kept, vectors = CONTEXT // ratio, summary(model, context, ratio)
         found[f"summary vectors, {ratio}x"] = kept, after_vectors(model, text, vectors)
         found[f"vectors of another text, {ratio}x"] = kept, after_vectors(model, text, vectors.roll(1, dims=0))
+        found[f"last {kept} tokens"] = kept, after_tokens(model, text, context[:, -kept:])
         if baselines:
             found[f"last {kept} tokens (base)"] = kept, after_tokens(base, text, context[:, -kept:])
             found[f"means of {ratio} embeddings (base)"] = kept, after_means(base, text, context, kept)

@@ -20,21 +20,30 @@ from measuring import print_table, write_rows
 
 ROOT = Path(__file__).parents[1]
 DISTILLATION = "--distillation_weight 1 --distillation_model smollm2"
+# What the rows have in common; the script's own defaults are those of the recipe that was chosen.
+SIX = {"SEGMENTS": "64 64 64 64 64 64", "SUM": "8", "RANK": "16", "ARGUMENTS": ""}
+PLAIN = SIX | {"RESIDUAL": "false"}
+PAIR = SIX | {"SEGMENTS": "256 128", "SUM": "32"}
 # name of the row -> variables of run/pretrain_smollm2.sh, with further arguments of train.py under ARGUMENTS
 RECIPES = {
-    "tokens, as they are": {"SOURCE": "tokens", "SCALE": ""},
-    "tokens, learned scale": {"SOURCE": "tokens", "SCALE": "learned"},
-    "means, learned scale": {},
-    "both, learned scale": {"SOURCE": "both", "SCALE": "learned"},
-    "means, + distillation": {"SOURCE": "means", "SCALE": "learned", "ARGUMENTS": DISTILLATION},
-    "means, + reconstruction": {"SOURCE": "means", "SCALE": "learned", "ARGUMENTS": "--reconstruction_weight 1"},
-    "means, short segments": {"SEGMENTS": "32 " * 12, "SUM": "4"},
-    "means, long segments": {"SEGMENTS": "128 128 128", "SUM": "16"},
-    "means, all weights": {"RANK": "0", "LR": "1e-4"},
-    "means, normalized": {"SOURCE": "means", "SCALE": "normalized"},
-    "means, as they are": {"SOURCE": "means", "SCALE": ""},
-    "means, rank 4": {"RANK": "4"},
-    "means, + all objectives": {"ARGUMENTS": f"{DISTILLATION} --reconstruction_weight 1"},
+    "tokens, as they are": PLAIN | {"SOURCE": "tokens", "SCALE": ""},
+    "tokens, learned scale": PLAIN | {"SOURCE": "tokens"},
+    "means, learned scale": PLAIN,
+    "both, learned scale": PLAIN | {"SOURCE": "both"},
+    "means, + distillation": PLAIN | {"ARGUMENTS": DISTILLATION},
+    "means, + reconstruction": PLAIN | {"ARGUMENTS": "--reconstruction_weight 1"},
+    "means, short segments": PLAIN | {"SEGMENTS": "32 " * 12, "SUM": "4"},
+    "means, long segments": PLAIN | {"SEGMENTS": "128 128 128", "SUM": "16"},
+    "means, all weights": PLAIN | {"RANK": "0", "LR": "1e-4"},
+    "means, normalized": PLAIN | {"SCALE": "normalized"},
+    "means, as they are": PLAIN | {"SCALE": ""},
+    "means, rank 4": PLAIN | {"RANK": "4"},
+    "means, + all objectives": PLAIN | {"ARGUMENTS": f"{DISTILLATION} --reconstruction_weight 1"},
+    "residual means": PAIR,
+    "residual tokens": PAIR | {"SOURCE": "tokens"},
+    "residual means, + distillation": PAIR | {"ARGUMENTS": DISTILLATION},
+    "residual means, any ratio": PAIR | {"SUM": "64", "ARGUMENTS": "--nested_summaries"},
+    "residual means, short segments": SIX,
 }
 
 
@@ -79,6 +88,7 @@ def row_of(name: str, args: argparse.Namespace) -> dict:
         "no context": found["no context"]["nats"],
         "vectors, 8x": vectors["nats"],
         "of another text": control["nats"],
+        "last 32 tokens": found["last 32 tokens"]["nats"],
         "full context": found["full context (base)"]["nats"],
         "gap %": vectors["gap %"],
         "gap low": vectors["gap low"],

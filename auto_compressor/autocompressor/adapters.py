@@ -168,6 +168,20 @@ def load_merged(model_class: type[PreTrainedModel], folder: str, **kwargs: Any) 
     return merged
 
 
+def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
+    """`from_pretrained` of a folder of adapters, or of what lies beside them as their base."""
+    for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
+        kwargs.pop(name, None)
+    model = (load_merged if is_adapter(folder) else load_adapted_base)(model_class, folder, **kwargs)
+    nothing: dict[str, Any] = {
+        "missing_keys": set(),
+        "unexpected_keys": set(),
+        "mismatched_keys": set(),
+        "error_msgs": [],
+    }
+    return (model, nothing) if output_loading_info else model
+
+
 def are_adapted(model: PreTrainedModel, ends: tuple[nn.Module, nn.Module]) -> bool:
     """Whether adapters took the place of one of the embeddings, however their config names them.
 
@@ -198,6 +212,6 @@ __all__ = [
     "is_adapted_base",
     "is_adapter",
     "load_adapted_base",
-    "load_merged",
+    "load_with_adapters",
     "save_adapters",
 ]

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 from transformers.utils import logging
 
 
@@ -188,11 +187,6 @@ def warn_of_positions(config: PreTrainedConfig, num_softprompt: int, num_text: i
     )
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether every pass gathers parameters from other processes (FSDP2, ZeRO-3), which must make the same passes."""
-    return is_fsdp_managed_module(model) or is_deepspeed_zero3_enabled()
-
-
 def drops_caches(model: nn.Module) -> bool:
     """Whether the layers of `model` drop a cache, as transformers' gradient checkpointing does in training."""
     return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
@@ -252,7 +246,6 @@ __all__ = [
     "check_text",
     "check_window",
     "drops_caches",
-    "is_sharded",
     "keeps_keys",
     "resolve_num_summary",
     "warn_of_positions",

@@ -10,15 +10,14 @@ Chevalier et al., "Adapting Language Models to Compress Contexts", EMNLP 2023, h
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial, wraps
+from dataclasses import replace
+from functools import partial
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     Cache,
@@ -34,7 +33,7 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .adapters import downloaded, is_adapted_base, is_adapter, load_adapted_base, load_merged
+from .adapters import downloaded, is_adapted_base, is_adapter, load_with_adapters
 from .cache_names import as_cache, takes_cache
 from .checks import (
     check_attention_mask,
@@ -65,7 +64,7 @@ from .configuration_autocompressor import (
 from .generation_autocompressor import AutoCompressorGenerationMixin
 from .loading import hinted
 from .losses import chunked_cross_entropy, mean_over_targets, summed_cross_entropy
-from .outputs import AutoCompressorOutput, SegmentSummary
+from .outputs import AutoCompressorOutput
 from .segments import (
     Prefix,
     Text,
@@ -75,74 +74,10 @@ from .segments import (
     mask_or_ones,
     resolve_segment_lengths,
 )
+from .sharding import gathers_parameters
 from .softprompt_cache import SegmentCache, SoftpromptCache
-from .summaries import FixedSummaries, ReadSegment, VariableSummaries
-
-
-@dataclass
-class SegmentOutput:
-    """
-    What one segment gives: the hidden states of its text tokens, and the softprompt of the next segment.
-
-    `summary` are its own vectors, if any; `relative_lengths` `(rows,)` is what the length penalty is the mean of.
-    """
-
-    last_hidden_state: torch.Tensor
-    prefix: Prefix
-    summary: SegmentSummary | None
-    relative_lengths: torch.Tensor | None
-    hidden_states: tuple[torch.Tensor, ...] | None
-    attentions: tuple[torch.Tensor, ...] | None
-
-
-class SummaryNorm(nn.Module):
-    """
-    RMSNorm (Zhang and Sennrich, NeurIPS 2019, equation 4) of summary vectors, `(..., dim)` in and out.
-
-    Its gain starts at the root mean square of the token embeddings; it is a parameter only if it is learned.
-    """
-
-    eps = 1e-6  # beside the mean square of a hidden state, which is about 1
-
-    def __init__(self, dim: int, learned: bool):
-        super().__init__()
-        weight = torch.ones(dim)
-        if learned:
-            self.weight = nn.Parameter(weight)
-        else:
-            self.register_buffer("weight", weight)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
-
-
-def gathers_parameters(method: Callable) -> Callable:
-    """Makes a method read whole parameters where they are sharded (FSDP2), as `forward` does."""
-
-    @wraps(method)
-    def called(self, *args, **kwargs):
-        if not hasattr(self, "_get_fsdp_state") or method.__name__ in vars(self):
-            return method(self, *args, **kwargs)
-        from torch.distributed.fsdp import register_fsdp_forward_method
-
-        register_fsdp_forward_method(self, method.__name__)
-        return getattr(self, method.__name__)(*args, **kwargs)
-
-    return called
-
-
-def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
-    """`from_pretrained` of a folder of adapters, or of what lies beside them as their base."""
-    for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
-        kwargs.pop(name, None)
-    model = (load_merged if is_adapter(folder) else load_adapted_base)(model_class, folder, **kwargs)
-    nothing: dict[str, Any] = {
-        "missing_keys": set(),
-        "unexpected_keys": set(),
-        "mismatched_keys": set(),
-        "error_msgs": [],
-    }
-    return (model, nothing) if output_loading_info else model
+from .summaries import FixedSummaries, ReadSegment, SegmentOutput, VariableSummaries
+from .summary_norm import SummaryNorm
 
 
 class AutoCompressorMixin(AutoCompressorGenerationMixin):

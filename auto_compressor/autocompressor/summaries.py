@@ -11,11 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from .cache_names import as_cache
-from .checks import check_control_tokens, check_gate, check_layer_checkpointing, is_sharded
+from .checks import check_control_tokens, check_gate, check_layer_checkpointing
 from .gating import gated_causal_mask, relative_lengths, survives
 from .losses import shift_labels_left
 from .outputs import SegmentSummary
-from .segments import Text, append_sum_tokens
+from .segments import Prefix, Text, append_sum_tokens
+from .sharding import is_sharded
 from .softprompt_cache import SoftpromptCache
 
 
@@ -47,6 +48,22 @@ class ReadSegment:
     key_weights: torch.Tensor
     positions: torch.LongTensor
     cache: SoftpromptCache | None
+
+
+@dataclass
+class SegmentOutput:
+    """
+    What one segment gives: the hidden states of its text tokens, and the softprompt of the next segment.
+
+    `summary` are its own vectors, if any; `relative_lengths` `(rows,)` is what the length penalty is the mean of.
+    """
+
+    last_hidden_state: torch.Tensor
+    prefix: Prefix
+    summary: SegmentSummary | None
+    relative_lengths: torch.Tensor | None
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
 
 
 def window_means(states: torch.Tensor, mask: torch.LongTensor, num_windows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -287,4 +304,4 @@ class VariableSummaries(FixedSummaries):
         return self.config.compression_lambda * total / count.clamp_min(1)
 
 
-__all__ = ["FixedSummaries", "ReadSegment", "VariableSummaries"]
+__all__ = ["FixedSummaries", "ReadSegment", "SegmentOutput", "VariableSummaries"]

