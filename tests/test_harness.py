@@ -296,6 +296,12 @@ def test_errors_are_one_line(two_levels, tasks, own_tasks_only, capsys, task, ch
     assert len(errors) == 1 and "no_such" in errors[0]
 
 
+def test_arguments_that_a_model_does_not_take(two_levels, tasks, own_tasks_only, capsys):
+    model = ["--model", "hier_ae", "--model_args", f"checkpoint={two_levels},ratio=4"]
+    assert main(["evaluate", *model, "--tasks", "ae_choice", "--include_path", str(tasks)]) == 1
+    assert "unexpected keyword argument 'ratio'" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_lm_eval_is_not_installed(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert main(["evaluate", "--model", "hier_ae", "--tasks", "x"]) == 1

@@ -57,5 +57,10 @@ def run(args: argparse.Namespace):
     own, sys.argv = sys.argv, ["lm-eval", "run", *harness_arguments(args), *device_arguments(args)]
     try:
         cli_evaluate()
+    except TypeError as error:
+        # Models take their arguments by name.
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ValueError(f"--model_args {' '.join(args.model_args or [])}: {error}") from error
     finally:
         sys.argv = own

@@ -41,6 +41,13 @@ class ShowVersion(argparse.Action):
         parser.exit()
 
 
+def check_utf8(argv: Sequence[str]):
+    """Raises a `ValueError` for an argument that was not UTF-8: no text of a model, and no path that can be shown."""
+    for argument in argv:
+        if any("\udc80" <= character <= "\udcff" for character in argument):
+            raise ValueError(f"All arguments must be UTF-8, got {ascii(argument)}.")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command. Returns 0, or 1 after an error of one line, or 130 after an interruption."""
     parser = argparse.ArgumentParser(
@@ -63,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.further = unknown  # for the commands that hand them on
     try:
+        check_utf8(sys.argv[1:] if argv is None else argv)
         args.run(args)
     except (OSError, ValueError) as error:
         message = " ".join(str(error).split())

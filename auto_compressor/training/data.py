@@ -118,6 +118,8 @@ def tokenize_batch(
 ) -> dict[str, list[list[int]]]:
     """Returns the `input_ids` of every text, conversation or bytes. A `ValueError` if one is something else."""
     texts = [as_text(text) for text in examples[text_column]]
+    # A template writes the special tokens of a conversation itself.
+    add_special_tokens = add_special_tokens and not any(map(is_conversation, texts))
     for index, text in enumerate(texts):
         if is_conversation(text):
             texts[index] = write_conversation(text, tokenizer, text_column)

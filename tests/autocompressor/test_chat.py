@@ -159,11 +159,13 @@ def load(path, tokenizer, **options):
     return load_datasets(data_args, tokenizer, 1, cache_dir=str(path.parent / "cache"))
 
 
+@pytest.mark.parametrize("add_special_tokens", [False, True])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_conversations_are_trained_on_in_the_template(tokenizer, streaming, tmp_path):
+def test_conversations_are_trained_on_in_the_template(tokenizer, streaming, add_special_tokens, tmp_path):
+    """And with no special tokens but those of the template."""
     path, messages = tmp_path / "chat.jsonl", [conversation(index) for index in range(6)]
     path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in messages))
-    rows, _ = load(path, tokenizer, text_column="messages", streaming=streaming)
+    rows, _ = load(path, tokenizer, text_column="messages", streaming=streaming, add_special_tokens=add_special_tokens)
     found = [token for row in rows for token in row["input_ids"]]
     expected = [token for each in messages for token in ids_of(tokenizer, render(tokenizer, each))[0].tolist()]
     assert sorted(found) == sorted(expected)

@@ -421,7 +421,8 @@ def test_bad_input(build, store, folder, documents, tmp_path, capsys):
     cases = {
         "must hold files that end in": ["store", "build", tmp_path / "nothing", *new],
         "must be UTF-8 text, byte 3": ["store", "build", tmp_path / "latin", *new],
-        "must be a store, or empty": ["store", "build", documents, "-o", documents, "--model", folder],
+        "must be a store, or empty": ["store", "build", documents, "-o", tmp_path / "latin", "--model", folder],
+        "must lie outside of its documents": ["store", "build", documents, "-o", documents / "x", "--model", folder],
         "is no store": ["store", "info", "--store", tmp_path / "nothing"],
         "has no document 'z.txt'": ["store", "remove", "z.txt", "--store", name],
         "`top` must be 1 or more, got 0": ["store", "search", "a", "--store", name, "--top", 0],
@@ -432,6 +433,7 @@ def test_bad_input(build, store, folder, documents, tmp_path, capsys):
         assert main([str(part) for part in command]) == 1, command
         assert message in capsys.readouterr().err
     assert [*SummaryStore(store.folder).problems()] == []
+    assert not any(folder.exists() for folder in (tmp_path / "x", documents / "x"))
 
 
 def test_no_documents_to_search(store):

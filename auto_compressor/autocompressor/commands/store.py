@@ -134,14 +134,20 @@ def check_numbers(args: argparse.Namespace):
         check_installed("ray", "ray[data]", "ray")
 
 
-def fill(store, args: argparse.Namespace, compressor):
-    """Compresses the documents that a store lacks, a shard at a time."""
+def read_all(args: argparse.Namespace, folder: Path) -> list:
+    """The documents; a `ValueError` if the store is among them."""
     from ...files.documents import read_documents
     from ..store import Document
 
-    store.clean()
+    if folder.resolve().is_relative_to(Path(args.data).resolve()):
+        raise ValueError(f"The store {folder} must lie outside of its documents, {args.data}.")
     pairs = read_documents(args.data, args.text_column, args.dataset_config_name, args.split)
-    documents = [Document(*pair) for pair in pairs]
+    return [Document(*pair) for pair in pairs]
+
+
+def fill(store, args: argparse.Namespace, documents: list, compressor):
+    """Compresses the documents that a store lacks, a shard at a time."""
+    store.clean()
     new, before = list(store.missing(documents)), len(store)
     with progress_bar() as bar:
         task = bar.add_task("Compressing documents", total=len(new))
@@ -170,10 +176,11 @@ def build(args: argparse.Namespace):
     from ..store import StoreSettings, SummaryStore
 
     check_numbers(args)
+    documents = read_all(args, args.output)
     compressor = make_compressor(args, None)
     settings = StoreSettings.of_model(compressor.model, args.segment_length, args.max_summary_length)
     compressor.settings = settings
-    fill(SummaryStore.create(args.output, settings), args, compressor)
+    fill(SummaryStore.create(args.output, settings), args, documents, compressor)
 
 
 def add(args: argparse.Namespace):
@@ -181,10 +188,11 @@ def add(args: argparse.Namespace):
 
     check_numbers(args)
     store = SummaryStore(args.store)
+    documents = read_all(args, args.store)
     args.model = args.model or store.settings.model_name
     compressor = make_compressor(args, store.settings)
     store.check_model(compressor.model)
-    fill(store, args, compressor)
+    fill(store, args, documents, compressor)
 
 
 def remove(args: argparse.Namespace):
