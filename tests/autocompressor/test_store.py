@@ -231,13 +231,14 @@ def test_a_removal_that_is_killed(survived, store, monkeypatch):
     assert [*left.problems()] == []
 
 
-def test_other_settings_or_another_model_do_not_go_on(build, store, tokenizer, tmp_path, capsys):
+def test_other_settings_or_another_model_do_not_go_on(documents, build, store, tokenizer, tmp_path, capsys):
     assert build("--segment-length", 8) == 1
     assert "was made otherwise: `segment_length` is 16, not 8" in capsys.readouterr().err
     other = tiny_autocompressor("llama", seed=1, vocab_size=len(tokenizer))
     other.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
-    assert main(["store", "add", str(tmp_path), "--store", str(store.folder), "--model", str(tmp_path / "other")]) == 1
+    add = ["store", "add", documents, "--store", store.folder, "--model", tmp_path / "other"]
+    assert main([str(part) for part in add]) == 1
     assert "`model` has other weights" in capsys.readouterr().err
 
 
