@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                  # all of it, on one thread
     python benchmarks/speed.py --before v0.1.0 --only "training 4 x (2 x 256)" "compress, 32 segments" --repeats 9
+    python benchmarks/speed.py --only "SmolLM2, training" "SmolLM2, compress" "SmolLM2, reading"    # 2,048 tokens
     python benchmarks/speed.py --shares --only generation "training, 32 segments"     # what their time is made of
 
 Every side of a piece of work runs in a process of its own, one after the other, round by round, so that whatever else
@@ -112,11 +113,60 @@ def code_file(side: str) -> Callable[[], object]:
     return lambda: decompress_bytes(model, compress_bytes(model, data))
 
 
+def smollm2(side: str):
+    """SmolLM2 with LoRA adapters; today with summary vectors, one for 8 tokens."""
+    from peft import LoraConfig, get_peft_model
+
+    from auto_compressor.autocompressor.bases import load_autocompressor
+    from auto_compressor.files.bases import load_base_model
+
+    torch.manual_seed(0)
+    fields = {"summary_length": 32, "summary_source": "means", "summary_residual": True, "segment_length": 256}
+    load, fields = (load_base_model, {}) if side == "plain" else (load_autocompressor, fields)
+    model = load("smollm2", dtype=torch.float32, **fields)
+    modules = {"target_modules": "all-linear"} | (
+        {} if side == "plain" else {"modules_to_save": ["summary_projection"]}
+    )
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=12, **modules))
+
+
+def train_smollm2(side: str) -> Callable[[], object]:
+    """A forward and a backward pass over 2,048 tokens: one sequence, or eight segments."""
+    model, ids = smollm2(side).train(), torch.randint(3, 49152, (1, 2048))
+    options = {} if side == "plain" else {"segment_lengths": 256, "skip_logits": True}
+
+    def step():
+        model.zero_grad()
+        model(input_ids=ids, labels=ids, use_cache=False, **options).loss.backward()
+
+    return step
+
+
+def read_smollm2(side: str) -> Callable[[], object]:
+    """64 tokens behind a context of 2,048, or behind the 256 summary vectors that it was compressed to before."""
+    model = smollm2(side).eval()
+    context, text = torch.randint(3, 49152, (1, 2048)), torch.randint(3, 49152, (1, 64))
+    inputs = {"input_ids": torch.cat([context, text], dim=1)}
+    if side != "plain":
+        inputs = {"input_ids": text, "softprompt": model.compress(context)}
+    return torch.no_grad()(lambda: model(**inputs, use_cache=False, logits_to_keep=64))
+
+
+def compress_smollm2(side: str) -> Callable[[], object]:
+    """2,048 tokens to summary vectors, or through the plain model."""
+    model, context = smollm2(side).eval(), torch.randint(3, 49152, (1, 2048))
+    if side == "plain":
+        return torch.no_grad()(lambda: model(context, use_cache=False, logits_to_keep=1))
+    return lambda: model.compress(context)
+
+
 WORK: dict[str, tuple[tuple[str, ...], Callable[[str], Callable[[], object]]]] = {
     "training 4 x (2 x 256)": (("today", "before", "plain"), lambda side: train_opt(side, 4, 2, 256)),
     "generation": (("today", "before", "plain"), generate_opt),
     f"file of {BYTES} bytes": (("today", "before"), code_file),
 }
+for name, make in (("training", train_smollm2), ("compress", compress_smollm2), ("reading", read_smollm2)):
+    WORK[f"SmolLM2, {name}"] = (("today", "plain"), make)
 for number in SEGMENTS:
     WORK[f"training, {number} segments"] = (
         ("today", "before"),

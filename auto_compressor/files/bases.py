@@ -55,9 +55,19 @@ def smollm2_compressor() -> Path:
     if not (folder / "config.json").exists():
         with whole_folder(folder) as part:
             shutil.copytree(BUNDLED_SMOLLM2_ADAPTERS, part, dirs_exist_ok=True)
-            (part / "adapted_base" / "base.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
             load_tokenizer(str(base)).save_pretrained(part)
+            name_base(part, str(folder / "adapted_base"), str(base))
     return folder
+
+
+def name_base(folder: Path, adapted_base: str, base: str):
+    """Writes what adapters are the adapters of, as training does, see `autocompressor.adapters`."""
+    (folder / "adapted_base").mkdir()
+    shutil.copy(folder / "config.json", folder / "adapted_base")
+    (folder / "adapted_base" / "base.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = adapted_base
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2))
 
 
 def smollm2_checkpoint() -> Path:
