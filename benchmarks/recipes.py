@@ -19,9 +19,8 @@ from measuring import print_table, write_rows
 
 
 ROOT = Path(__file__).parents[1]
-DISTILLATION = "--distillation_weight 1 --distillation_model smollm2"
 # What the rows have in common; the script's own defaults are those of the recipe that was chosen.
-SIX = {"SEGMENTS": "64 64 64 64 64 64", "SUM": "8", "RANK": "16", "ARGUMENTS": ""}
+SIX = {"SEGMENTS": "64 64 64 64 64 64", "SUM": "8", "NESTED": "false", "DISTIL": "0", "RANK": "16"}
 PLAIN = SIX | {"RESIDUAL": "false"}
 PAIR = SIX | {"SEGMENTS": "256 128", "SUM": "32"}
 # name of the row -> variables of run/pretrain_smollm2.sh, with further arguments of train.py under ARGUMENTS
@@ -30,7 +29,7 @@ RECIPES = {
     "tokens, learned scale": PLAIN | {"SOURCE": "tokens"},
     "means, learned scale": PLAIN,
     "both, learned scale": PLAIN | {"SOURCE": "both"},
-    "means, + distillation": PLAIN | {"ARGUMENTS": DISTILLATION},
+    "means, + distillation": PLAIN | {"DISTIL": "1"},
     "means, + reconstruction": PLAIN | {"ARGUMENTS": "--reconstruction_weight 1"},
     "means, short segments": PLAIN | {"SEGMENTS": "32 " * 12, "SUM": "4"},
     "means, long segments": PLAIN | {"SEGMENTS": "128 128 128", "SUM": "16"},
@@ -38,11 +37,11 @@ RECIPES = {
     "means, normalized": PLAIN | {"SCALE": "normalized"},
     "means, as they are": PLAIN | {"SCALE": ""},
     "means, rank 4": PLAIN | {"RANK": "4"},
-    "means, + all objectives": PLAIN | {"ARGUMENTS": f"{DISTILLATION} --reconstruction_weight 1"},
+    "means, + all objectives": PLAIN | {"DISTIL": "1", "ARGUMENTS": "--reconstruction_weight 1"},
     "residual means": PAIR,
     "residual tokens": PAIR | {"SOURCE": "tokens"},
-    "residual means, + distillation": PAIR | {"ARGUMENTS": DISTILLATION},
-    "residual means, any ratio": PAIR | {"SUM": "64", "ARGUMENTS": "--nested_summaries"},
+    "residual means, + distillation": PAIR | {"DISTIL": "1"},
+    "residual means, any ratio": PAIR | {"SUM": "64", "NESTED": "true"},
     "residual means, short segments": SIX,
 }
 
@@ -76,8 +75,9 @@ def row_of(name: str, args: argparse.Namespace) -> dict:
     """The row of a recipe: what it was measured to be, or trained and measured now."""
     folder = args.output_dir / "recipes" / name.replace(",", "").replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "passages.json").exists():
+    if not (folder / "all_results.json").exists():
         train(name, folder, args)
+    if not (folder / "passages.json").exists():
         measure(folder, args)
     rows = json.loads((folder / "passages.json").read_text())["rows"]
     found = {row["context"]: row for row in rows if row["domain"] == "all"}

@@ -23,4 +23,5 @@ PUBLIC_NAMES = {
         "Qwen3AutoCompressorModel",
     ],
     "softprompt_cache": ["SoftpromptCache"],
+    "bases": ["load_autocompressor"],
 }
