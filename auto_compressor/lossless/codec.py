@@ -252,6 +252,7 @@ def decompress_bytes(
         code_streams(Decoder(words, ties), exact_copy(model), vocabulary, streams, header, progress)
         data = vocabulary.bytes_of(streams.view(-1)[: header.num_symbols].numpy())
         check_original(data, header.sha256)
+        require(header.num_bytes == len(data), f"`num_bytes` in its header must be {len(data)}", header.num_bytes)
         return data
 
 
