@@ -22,8 +22,7 @@ MAX_TOKENS = 2**48
 MAX_NAME_LENGTH = 4096
 FORMATS = "auto_compressor."  # how the names of all kinds begin
 FIELDS = ("format", "model_name", "model_type", "fingerprint", "adapters", "num_tokens")
-OTHER_FORMATS = "auto_compressor."  # how the names of all kinds begin
-FIELDS = ("compression_ratio", "stored_bytes")  # told for people, and not read
+OTHER_FIELDS = ("compression_ratio", "stored_bytes")  # told for people, and not read
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
