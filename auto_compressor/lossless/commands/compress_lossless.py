@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser):
         dest="speed",
         action="store_const",
         const="best",
+        default="normal",
         help="fewer and longer streams, more context: a smaller file in more time",
     )
     parser.add_argument(
