@@ -68,7 +68,8 @@ def test_standard_input_and_output(folder, monkeypatch, capsysbinary):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert main([command, "-", "-o", "-", "--model", str(folder), "--json"]) == 0
         found = capsysbinary.readouterr()
-        assert json.loads(found.err.splitlines()[0])["file"] == "standard output"
+        (line,) = [line for line in found.err.splitlines() if line.startswith(b"{")]
+        assert json.loads(line)["file"] == "standard output"
         data = found.out
     assert data == DATA
 
