@@ -9,8 +9,8 @@ import zlib
 import torch
 
 from auto_compressor import GRUByteConfig, GRUByteForCausalLM
-from auto_compressor.byte_lm.codec import compress_bytes, decompress_bytes
 from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.lossless.codec import compress_bytes, decompress_bytes
 
 
 STEPS = int(os.environ.get("STEPS", 200))  # about 30 seconds on two cores

@@ -16,8 +16,8 @@ from fuzz.mutations import SAFETENSORS, damaged, drawn, other_json
 from hypothesis import strategies as st
 
 
-FEW = {"codecs": 12, "softprompts": 16, "configs": 11, "weights": 11, "checkpoints": 1, "datasets": 12, "pages": 8}
-FEW |= {"kills": 1, "writers": 3}
+FEW = {"codecs": 16, "softprompts": 16, "configs": 11, "weights": 11, "checkpoints": 1, "datasets": 12, "pages": 8}
+FEW |= {"strings": 8, "kills": 1, "writers": 3}
 
 
 @pytest.fixture(autouse=True)

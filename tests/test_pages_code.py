@@ -14,10 +14,10 @@ from transformers.models.auto import configuration_auto, modeling_auto
 
 import auto_compressor as ac
 from auto_compressor.autocompressor.control_tokens import add_control_tokens
-from auto_compressor.byte_lm import codec
 from auto_compressor.cli import main as command
 from auto_compressor.files import bases
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.lossless import codec
 
 
 # Sub-commands that are parsed and not run, with the reason.
@@ -116,7 +116,8 @@ def workspace(tmp_path_factory):
 def inside(workspace, monkeypatch):
     """The test runs in the workspace, and what it registers with transformers is forgotten."""
     monkeypatch.chdir(workspace)
-    monkeypatch.setattr(codec, "STREAM_BYTES", 64)  # many streams are read at once, of texts that are short
+    for speeds in (codec.BYTE_SPEEDS, codec.TOKEN_SPEEDS):  # many streams are read at once, of texts that are short
+        monkeypatch.setitem(speeds, "normal", codec.Speed(64, 64, 2048))
     # SmolLM2 needs weights that are not here.
     stand_in = workspace / "checkpoints/quickstart_tiny/autocompressor"
     monkeypatch.setattr(bases, "smollm2_compressor", lambda: stand_in)

@@ -4,7 +4,12 @@ import argparse
 from types import ModuleType
 
 from ..families import FAMILIES, module_of
+from ..lossless.commands import compress_lossless, decompress_lossless
 from .common import add_codec_arguments, silence_loading
+
+
+DEFAULT_MODEL = "bytes"  # a name that `resolve_base` knows
+LOSSLESS = {"COMPRESS": compress_lossless, "DECOMPRESS": decompress_lossless}  # with any causal language model
 
 
 def commands_by_type(direction: str) -> dict[str, ModuleType]:
@@ -16,8 +21,8 @@ def commands_by_type(direction: str) -> dict[str, ModuleType]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, direction: str, file: str):
-    add_codec_arguments(parser, file, "the model")
-    for command in dict.fromkeys(commands_by_type(direction).values()):
+    add_codec_arguments(parser, file, "the model", DEFAULT_MODEL)
+    for command in dict.fromkeys([*commands_by_type(direction).values(), LOSSLESS[direction]]):
         command.add_options(parser.add_argument_group(command.KIND))
 
 
@@ -48,12 +53,12 @@ def check_options(args: argparse.Namespace, command: ModuleType, direction: str)
 
 
 def run(args: argparse.Namespace, direction: str):
-    """Does it as the kind of the model says; any other causal language model is tried as one of bytes."""
+    """Does it as the kind of the model says; any other causal language model codes without loss."""
     commands, model_type = commands_by_type(direction), model_type_of(args.model)
     known = {*sum(FAMILIES.values(), ()), *commands_by_type("COMPRESS")} - set(commands)
     if model_type in known:
         kinds = "; ".join(command.KIND for command in dict.fromkeys(commands.values()))
         raise ValueError(f"--model {args.model} is of the type {model_type}, it must be one of: {kinds}.")
-    command = commands.get(model_type, commands["gru_byte"])
+    command = commands.get(model_type, LOSSLESS[direction])
     check_options(args, command, direction)
     command.run(args)

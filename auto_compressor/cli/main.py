@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from ..families import FAMILIES, module_of
-from . import check_causality, compress, convert, decompress, evaluate, offline_tasks, show_borders, train
+from . import check_causality, compress, convert, decompress, evaluate, info, offline_tasks, show_borders, train
 
 
 # title -> sub-commands
-SHARED = (train, compress, decompress, evaluate, offline_tasks, convert, show_borders, check_causality)
+SHARED = (train, compress, decompress, info, evaluate, offline_tasks, convert, show_borders, check_causality)
 GROUPS = {"All families": SHARED}
 for family in FAMILIES:
     commands = module_of(family, "commands")

@@ -62,6 +62,24 @@ def check_magic(found: bytes, magic: bytes):
         raise CodedFileError(f"must be a file that `auto-compressor {writer}` wrote, it begins with {found!r}.")
 
 
+def found_version(blob: bytes, magic: bytes, known: tuple[int, ...]) -> int:
+    """
+    The version of what `write_parts` made.
+
+    Raises:
+        ValueError: for what is no such file, or one that is truncated or of a version that is not known.
+    """
+    if not isinstance(blob, bytes | bytearray):
+        raise ValueError(f"`blob` must be bytes, got {type(blob).__name__}.")
+    check_magic(bytes(blob[: len(magic)]), magic)
+    if len(blob) < PREFIX.size:
+        raise CodedFileError(f"is truncated: it must have {PREFIX.size} bytes or more, it has {len(blob)}.")
+    found = PREFIX.unpack_from(blob)[1]
+    if found not in known:
+        raise CodedFileError(f"must have the version {' or '.join(map(str, known))}, it has {found}.")
+    return found
+
+
 def read_parts(blob: bytes, magic: bytes, version: int) -> tuple[bytes, bytes]:
     """
     Header and body of what `write_parts` made.
@@ -69,14 +87,8 @@ def read_parts(blob: bytes, magic: bytes, version: int) -> tuple[bytes, bytes]:
     Raises:
         ValueError: for what is no such file, or one that is truncated, damaged or of another version.
     """
-    if not isinstance(blob, bytes | bytearray):
-        raise ValueError(f"`blob` must be bytes, got {type(blob).__name__}.")
-    check_magic(bytes(blob[: len(magic)]), magic)
-    if len(blob) < PREFIX.size:
-        raise CodedFileError(f"is truncated: it must have {PREFIX.size} bytes or more, it has {len(blob)}.")
-    _, found, header_length, body_length, checksum = PREFIX.unpack_from(blob)
-    if found != version:
-        raise CodedFileError(f"must have the version {version}, it has {found}.")
+    found_version(blob, magic, (version,))
+    _, _, header_length, body_length, checksum = PREFIX.unpack_from(blob)
     parts, length = bytes(blob[PREFIX.size :]), header_length + body_length
     if len(parts) < length:
         raise CodedFileError(f"is truncated: it must have {PREFIX.size + length} bytes, it has {len(blob)}.")
@@ -104,9 +116,9 @@ def exact_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_weights(model: PreTrainedModel, model_type: str, model_hash: str):
-    """Raises a `ValueError` for a model with other weights than those that made a file."""
+    """Raises a `CodedFileError` for a model with other weights than those whose hash, or its beginning, a file has."""
     found = weights_hash(model)
-    if model_hash != found:
+    if not found.startswith(model_hash):
         raise CodedFileError(
             f"was made by a {model_type} with the weights {model_hash[:16]}, `model` has {found[:16]}: a file"
             " means something only to the weights that made it, in the same dtype."
@@ -132,6 +144,7 @@ __all__ = [
     "check_original",
     "check_weights",
     "exact_copy",
+    "found_version",
     "naming",
     "read_parts",
     "require",

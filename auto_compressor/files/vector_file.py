@@ -20,6 +20,7 @@ from .whole_files import write_whole
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 MAX_TOKENS = 2**48
 MAX_NAME_LENGTH = 4096
+FORMATS = "auto_compressor."  # how the names of all kinds begin
 FIELDS = ("format", "model_name", "model_type", "fingerprint", "adapters", "num_tokens")
 OTHER_FIELDS = ("compression_ratio", "stored_bytes")  # told for people, and not read
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -119,6 +120,15 @@ def parse(data: bytes) -> tuple[dict[str, dict], dict[str, str]]:
     return tensors, header.get("__metadata__") or {}
 
 
+def parse_named(path: str | os.PathLike, data: bytes) -> tuple[dict[str, dict], dict[str, str]]:
+    """As `parse`, with a `VectorFileError` that names the file."""
+    try:
+        return parse(data)
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise VectorFileError(f"{path} is damaged: {reason:.200}") from error
+
+
 def to_vectors(path: str | os.PathLike, name: str, tensors: dict[str, dict]) -> torch.Tensor:
     """The one tensor of a file, of floats and with the right number of dimensions."""
     require(path, list(tensors) == [name], f"it must hold `{name}` alone", list(tensors))
@@ -146,12 +156,8 @@ def read_vectors(path: str | os.PathLike, kind: VectorFormat) -> tuple[torch.Ten
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        # In one go: `safe_open` opens the file twice, and another one may have taken its place in between.
-        tensors, metadata = parse(Path(path).read_bytes())
-    except SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise VectorFileError(f"{path} is damaged: {reason:.200}") from error
+    # In one go: `safe_open` opens the file twice, and another one may have taken its place in between.
+    tensors, metadata = parse_named(path, Path(path).read_bytes())
     if metadata.get("format") != kind.format:
         found = metadata.get("format")
         raise VectorFileError(f"{path} holds no {kind.name}: its format is {found!r:.80}, not {kind.format!r}.")
@@ -159,6 +165,23 @@ def read_vectors(path: str | os.PathLike, kind: VectorFormat) -> tuple[torch.Ten
     vectors = to_vectors(path, kind.name, tensors)
     check_vectors(path, vectors, metadata)
     return vectors, metadata
+
+
+def vector_facts(data: bytes, path: str) -> dict:
+    """
+    What a file of vectors of any kind says about itself, checked as `read_vectors` does.
+
+    Raises:
+        ValueError: for what is no such file, or a damaged one.
+    """
+    tensors, metadata = parse_named(path, data)
+    known = metadata.get("format", "").startswith(FORMATS)
+    require(path, known and len(tensors) == 1, "it must hold vectors of this package", metadata.get("format"))
+    check_metadata(path, metadata)
+    name = next(iter(tensors))
+    vectors = to_vectors(path, name, tensors)
+    check_vectors(path, vectors, metadata)
+    return {"kind": name, **metadata, "shape": list(vectors.shape), "dtype": tensors[name]["dtype"]}
 
 
 def check_model(
@@ -202,5 +225,6 @@ __all__ = [
     "check_saveable",
     "read_vectors",
     "require",
+    "vector_facts",
     "write_vectors",
 ]

@@ -16,32 +16,21 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from auto_compressor import AdaptiveByteConfig, AdaptiveByteForCausalLM, GRUByteConfig, GRUByteForCausalLM
-from auto_compressor.byte_lm import codec as byte_lm_codec
-from auto_compressor.byte_lm.codec import (
-    FIELDS,
-    MAGIC,
-    MAX_STREAMS_ASKED,
-    NUM_COUNTS,
-    VERSION,
-    ByteLMHeader,
-    compress_bytes,
-    cut_streams,
-    decompress_bytes,
-    find_ties,
-    predictions,
-    read_header,
-    resolve_num_streams,
-    round_to_counts,
-    rows_at,
-)
+from auto_compressor.byte_lm.codec import ByteLMHeader, compress_bytes, decompress_bytes, read_header
 from auto_compressor.cli.main import main
 from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from auto_compressor.files.coded_file import PREFIX, write_parts
 from auto_compressor.files.identity import weights_hash
+from auto_compressor.lossless import codec, range_coding
+from auto_compressor.lossless.codec import BYTE_SPEEDS, rows_at
+from auto_compressor.lossless.header import FIELDS, MAGIC, MAX_STREAMS
+from auto_compressor.lossless.range_coding import NUM_COUNTS, find_ties, round_to_counts
+from auto_compressor.lossless.reading import distributions
+from auto_compressor.lossless.vocabulary import BYTES
 
 
 TEXT = BUNDLED_VALIDATION_TEXT.read_bytes()
-OVERHEAD = PREFIX.size + FIELDS.size + 16 + 8  # prefix, header with the name of its model type, range coder
+OVERHEAD = PREFIX.size + FIELDS[2].size + 16 + 8  # prefix, header with the name of its model type, range coder
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -107,8 +96,8 @@ def trained():
 def one_copy(monkeypatch):
     """Makes the float64 copy of a model and its hash once, which take most of the time of a short text."""
     for name in ("exact_copy", "weights_hash"):
-        monkeypatch.setattr(byte_lm_codec, name, functools.cache(getattr(byte_lm_codec, name)))
-    monkeypatch.setattr(byte_lm_codec, "check_weights", lambda *args: None)
+        monkeypatch.setattr(codec, name, functools.cache(getattr(codec, name)))
+    monkeypatch.setattr(codec, "check_weights", lambda *args: None)
 
 
 @pytest.mark.parametrize("num_streams", [None, 3])
@@ -161,31 +150,33 @@ def test_ideal_bits_are_the_cross_entropy_of_the_model(trained):
 
 def test_padding_of_short_streams_is_not_coded(tiny):
     """10 bytes in 4 streams are 3, 3, 3 and 1."""
-    streams = cut_streams(bytes(range(1, 11)), 4)
-    assert streams.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 0, 0]]
-    assert [rows_at(step, streams, 10) for step in range(3)] == [4, 3, 3]
-    assert [rows_at(step, cut_streams(b"abcde", 4), 5) for step in range(2)] == [3, 2]
+    assert [rows_at(step, 3, 10) for step in range(3)] == [4, 3, 3]
+    assert [rows_at(step, 2, 5) for step in range(2)] == [3, 2]
     bits = [read_header(compress_bytes(tiny, b"abcdefghij"[:length], num_streams=4)).ideal_bits for length in (9, 10)]
     assert bits[1] == pytest.approx(bits[0] + 8)
 
 
-def test_predictions_read_what_is_decoded_meanwhile(tiny):
+def predictions(model, streams, window, version=2):
+    return distributions(copy.deepcopy(model).double(), BYTES, streams, window, version)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_predictions_read_what_is_decoded_meanwhile(tiny, version):
     """Nothing of a column is used before it is there, and then all of it is."""
-    whole = torch.randint(256, (2, 12), dtype=torch.uint8)
+    whole = torch.randint(256, (2, 22), dtype=torch.uint8)
     growing = torch.full_like(whole, 7)
-    for step, (probs, expected) in enumerate(
-        zip(predictions(tiny, growing, 8), predictions(tiny, whole, 8), strict=True)
-    ):
+    pairs = zip(predictions(tiny, growing, 8, version), predictions(tiny, whole, 8, version), strict=True)
+    for step, (probs, expected) in enumerate(pairs):
         assert torch.equal(probs, expected)
         growing[:, step] = whole[:, step]
 
 
-def test_a_window_forgets(tiny):
+def test_a_window_of_version_1_forgets(tiny):
     """The first bytes are seen until the window is full, and then the last half of it."""
     streams = torch.randint(256, (2, 20), dtype=torch.uint8)
     other = streams.clone()
     other[:, 0] += 1
-    pairs = list(zip(predictions(tiny, streams, 8), predictions(tiny, other, 8), strict=True))
+    pairs = list(zip(predictions(tiny, streams, 8, 1), predictions(tiny, other, 8, 1), strict=True))
     assert [torch.equal(*pair) for pair in pairs] == [True] + [False] * 8 + [True] * 11
     with torch.no_grad():
         logits = tiny(streams[:, 5:9].long()).logits[:, -1, :256]
@@ -207,18 +198,22 @@ def test_the_window_of_a_model_is_its_positions(tiny):
     assert read_header(compress_bytes(tiny, b"abc", window=5)).window == 5
 
 
+def default_streams(num_bytes, num_streams=None):
+    return codec.resolve_num_streams(num_streams, num_bytes, BYTE_SPEEDS["normal"])
+
+
 def test_streams_by_default():
     """One per KiB: an eighth of the steps for 8 KiB."""
     lengths = [0, 1, 1024, 2047, 2048, 8192, 65_535, 65_536, 10**9]
-    assert [resolve_num_streams(None, length) for length in lengths] == [1, 1, 1, 1, 2, 8, 63, 64, 64]
-    assert resolve_num_streams(1, 10**9) == 1 and resolve_num_streams(MAX_STREAMS_ASKED, 4) == MAX_STREAMS_ASKED
+    assert [default_streams(length) for length in lengths] == [1, 1, 1, 1, 2, 8, 63, 64, 64]
+    assert default_streams(10**9, 1) == 1 and default_streams(4, MAX_STREAMS) == MAX_STREAMS
 
 
 @torch.no_grad()
 def test_streams_by_default_cost_little(trained):
     """Bits of 8 KiB of text in one stream and in as many as there are by default; decoding both takes a minute."""
     ids, bits = torch.tensor(list(TEXT[:8192])), []
-    for num_streams in (1, resolve_num_streams(None, len(ids))):
+    for num_streams in (1, default_streams(len(ids))):
         rows = ids.view(num_streams, -1)
         logits = trained(rows).logits[:, :-1, :256].transpose(1, 2)  # (streams, 256, steps - 1)
         nats = torch.nn.functional.cross_entropy(logits, rows[:, 1:], reduction="sum")
@@ -228,7 +223,7 @@ def test_streams_by_default_cost_little(trained):
 
 def test_any_size_in_any_number_of_streams(one_copy, monkeypatch):
     """Also files in one stream, as those below 16 KiB once were, whatever there are by default."""
-    monkeypatch.setattr(byte_lm_codec, "STREAM_BYTES", 8)
+    monkeypatch.setitem(BYTE_SPEEDS, "normal", codec.Speed(8, 64, 2048))
     model = make_gru()
     for length in (0, 1, 7, 8, 15, 16, 17, 40):
         for num_streams in (None, 1, 2, 3, 8, 41):
@@ -242,10 +237,10 @@ def test_other_rounding_makes_no_difference(trained, monkeypatch):
     blob = compress_bytes(trained, TEXT[:3000], num_streams=100)
 
     def noisy(*args):
-        for probs in predictions(*args):
+        for probs in distributions(*args):
             yield probs * (1 + 1e-12 * torch.randn_like(probs))
 
-    monkeypatch.setattr(byte_lm_codec, "predictions", noisy)
+    monkeypatch.setattr(codec, "distributions", noisy)
     assert decompress_bytes(trained, blob) == TEXT[:3000]
 
 
@@ -270,11 +265,11 @@ def test_what_is_no_tie_is_none(offset):
 def test_ties_are_coded_too(trained, monkeypatch):
     """A wider margin makes a tie of one byte in four; they come back, and cost 8 bits each."""
     few = compress_bytes(trained, TEXT[:1000], num_streams=10)
-    monkeypatch.setattr(byte_lm_codec, "TIE_MARGIN", 2e-7)
+    monkeypatch.setattr(range_coding, "TIE_MARGIN", 2e-7)
     blob = compress_bytes(trained, TEXT[:1000], num_streams=10)
     monkeypatch.undo()
     assert read_header(few).num_ties == 0 and 10 < read_header(blob).num_ties < 500
-    assert len(blob) - len(few) > 8 * read_header(blob).num_ties
+    assert len(blob) - len(few) > 4 * read_header(blob).num_ties
     assert decompress_bytes(trained, blob) == TEXT[:1000]
 
 
@@ -298,7 +293,7 @@ def test_the_model_is_left_as_it_is(tiny):
 
 def test_header(tiny):
     header = read_header(compress_bytes(tiny, TEXT[:1000], num_streams=3, window=10))
-    assert header.model_type == "llama" and header.model_hash == weights_hash(tiny)
+    assert header.model_type == "llama" and header.model_hash == weights_hash(tiny)[:16]
     assert (header.num_bytes, header.num_streams, header.num_steps, header.window) == (1000, 3, 334, 10)
     assert ByteLMHeader.unpack(header.pack()) == header
     assert str(read_header(compress_bytes(tiny, b"")).bits_per_byte) == "nan"
@@ -316,7 +311,6 @@ def test_other_weights_are_refused(tiny):
 def test_another_config_with_these_weights_is_refused(tiny):
     blob = compress_bytes(tiny, TEXT[:20])
     model = copy.deepcopy(tiny)
-    model.model.rotary_emb.inv_freq *= 2
     model.model.norm.variance_epsilon = 1.0
     with pytest.raises(ValueError, match="The file decodes to other bytes than its original"):
         decompress_bytes(model, blob)
@@ -325,7 +319,7 @@ def test_another_config_with_these_weights_is_refused(tiny):
 def test_words_that_no_predictions_lead_to_are_refused(tiny):
     """Such as decoding meets behind a byte that was predicted otherwise; constriction fails on them."""
     header = read_header(compress_bytes(tiny, TEXT[:100]))
-    blob = write_parts(MAGIC, VERSION, header.pack(), b"\xff" * 40)
+    blob = write_parts(MAGIC, 2, header.pack(), b"\xff" * 40)
     with pytest.raises(ValueError, match="The file decodes to other bytes than its original"):
         decompress_bytes(tiny, blob)
 
@@ -343,7 +337,7 @@ def test_truncation(tiny):
 
 def test_a_flipped_byte(tiny, one_copy):
     blob = compress_bytes(tiny, TEXT[:50])
-    messages = "The file (is truncated|is damaged|must have the version 1|must be a file that|was written by)"
+    messages = "The file (is truncated|is damaged|must have the version 1 or 2|must be a file that|was written by)"
     for position in range(len(blob)):
         for change in (1, 128, 255):
             damaged = bytearray(blob)
@@ -362,17 +356,18 @@ def test_damage_with_a_right_checksum(request, name, one_copy):
 
 
 EDITS = {
-    "bytes": ({"num_bytes": 2**63}, "`num_bytes` in its header must be"),
-    "gigabytes": ({"num_bytes": 2**31}, "`num_bytes` in its header must be"),
-    "more bytes": ({"num_bytes": 2_000_000}, "decodes to other bytes than its original"),
-    "fewer bytes": ({"num_bytes": 10}, "decodes to other bytes than its original"),
+    "bytes": ({"num_bytes": 2**63}, "`num_bytes` in its header must be 100"),
+    "symbols": ({"num_symbols": 2**63}, "`num_symbols` in its header must be"),
+    "gigabytes": ({"num_symbols": 2**31}, "`num_symbols` in its header must be"),
+    "more bytes": ({"num_symbols": 2_000_000}, "decodes to other bytes than its original"),
+    "fewer bytes": ({"num_symbols": 10}, "decodes to other bytes than its original"),
     "no streams": ({"num_streams": 0}, "`num_streams` in its header must be from 1 to 65535, got 0"),
     "streams": ({"num_streams": 2**31}, "`num_streams` in its header must be from 1 to 65535"),
-    "many streams": ({"num_streams": 65535, "num_bytes": 2_000_000}, "`num_streams` in its header must be"),
+    "many streams": ({"num_streams": 65535, "num_symbols": 2_000_000}, "decodes to other bytes than its original"),
     "window": ({"window": 1}, "`window` in its header must be 0, or 2 or more, got 1"),
     "no window": ({"window": 0}, "`window` in its header must be from 2 to 2048"),
     "ties": ({"num_ties": 2**32 - 1}, "`num_ties` in its header must be"),
-    "a tie": ({"num_ties": 1}, "its ties must be places of bytes"),
+    "a tie": ({"num_ties": 1}, "its ties must be places in order"),
     "infinite": ({"ideal_bits": float("inf")}, "`ideal_bits` in its header must be 0 or more, and finite"),
     "type": ({"model_type": "a\nb"}, "its model type must be a name"),
     "hash": ({"sha256": "0" * 64}, "decodes to other bytes than its original"),
@@ -385,16 +380,16 @@ def test_a_header_that_does_not_fit(tiny, changes, message):
     header, body = dataclasses.replace(read_header(blob), **changes), blob[PREFIX.size :]
     body = body[PREFIX.unpack_from(blob)[2] :]
     with pytest.raises(ValueError, match=f"^a file (is damaged: )?{message}"):
-        decompress_bytes(tiny, write_parts(MAGIC, VERSION, header.pack(), body), name="a file")
+        decompress_bytes(tiny, write_parts(MAGIC, 2, header.pack(), body), name="a file")
 
 
 def test_streams_without_bytes_take_no_memory(tiny, monkeypatch):
-    blob = compress_bytes(tiny, b"king", num_streams=MAX_STREAMS_ASKED)
-    rows, predict = [], byte_lm_codec.predictions
+    blob = compress_bytes(tiny, b"king", num_streams=MAX_STREAMS)
+    rows = []
     monkeypatch.setattr(
-        byte_lm_codec,
-        "predictions",
-        lambda model, streams, window: rows.append(len(streams)) or predict(model, streams, window),
+        codec,
+        "distributions",
+        lambda *args: rows.append(len(args[2])) or distributions(*args),
     )
     assert decompress_bytes(tiny, blob) == b"king" and rows == [4]
 
@@ -432,7 +427,7 @@ BAD_ARGUMENTS = {
     "a module": (
         compress_bytes,
         {"model": torch.nn.Linear(1, 1)},
-        "`model` must be a language model of bytes, got",
+        "`model` must be a causal language model, got",
     ),
     "words": (compress_bytes, {"model": make_llama(vocab_size=512)}, "must be from 256 to 511, it is 512"),
     "letters": (decompress_bytes, {"model": make_llama(vocab_size=26)}, "must be from 256 to 511, it is 26"),
@@ -442,7 +437,7 @@ BAD_ARGUMENTS = {
         {"model": make_adaptive(border_mode="teacher_forced")},
         "`border_mode` teacher_forced works without `cache`",
     ),
-    "NaN": (compress_bytes, {"model": nan_model()}, "`model` must predict with numbers, it gives NaN after 1 bytes"),
+    "NaN": (compress_bytes, {"model": nan_model()}, "`model` must predict with numbers, it gives NaN after 1 symbols"),
 }
 
 

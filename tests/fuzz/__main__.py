@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .cases import Case, Result, judged
 from .checkpoints import checkpoints
-from .codecs import codecs
+from .codecs import codecs, strings
 from .datasets import datasets
 from .model_folders import configs, weights
 from .pages import pages
@@ -51,6 +51,7 @@ TARGETS = {
     "checkpoints": Target(checkpoints, 100),
     "datasets": Target(datasets, 500),
     "pages": Target(pages, 1000),
+    "strings": Target(strings, 2000),
     "kills": Target(kills, 150),
     "writers": Target(writers, 60),
 }

@@ -1,9 +1,12 @@
 """A small model of every family, of random weights."""
 
+from functools import cache
+
 import torch
 from activation_testing import tiny_base, tiny_compressor
 from modeling_testing import tiny_autocompressor
-from transformers import PreTrainedModel
+from tiny_tokens import byte_level, make_llama
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from auto_compressor import (
     AdaptiveByteConfig,
@@ -57,3 +60,9 @@ def make_model(name: str) -> PreTrainedModel:
     """The model of a family, always the same."""
     torch.manual_seed(0)
     return (tiny_autocompressor(name) if name in AUTOCOMPRESSORS else MODELS[name]()).eval()
+
+
+@cache
+def token_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model of tokens, always the same."""
+    return make_llama(), byte_level()

@@ -1,6 +1,6 @@
 """What `auto-compressor compress` and `decompress` do with language models of bytes."""
 
-from . import compress_lossless, decompress_lossless
+from ...lossless.commands import compress_lossless, decompress_lossless
 
 
 TITLE = "Byte language models"

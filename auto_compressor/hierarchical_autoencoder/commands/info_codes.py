@@ -1,0 +1,15 @@
+"""`auto-compressor info` of a file of codes."""
+
+
+def reads(blob: bytes) -> bool:
+    from ...files.coded_file import CODES_MAGIC
+
+    return blob.startswith(CODES_MAGIC)
+
+
+def facts(blob: bytes, name: str) -> dict:
+    from dataclasses import asdict
+
+    from ..codec import read_header
+
+    return {"kind": "codes of a hierarchical autoencoder", **asdict(read_header(blob, name))}

