@@ -1,4 +1,4 @@
-"""Makes the text that run/pretrain_bytes.sh trains on: prose, source code and Markdown, all under permissive licences."""
+"""Makes what run/pretrain_bytes.sh trains on: text, source code and Markdown, all under permissive licences."""
 
 import argparse
 import hashlib
@@ -34,8 +34,8 @@ PACKAGES = {
     "BSD-2-Clause": "mkdocs Pygments",
     "BSD-3-Clause": "click fsspec httpx Jinja2 joblib Markdown mpmath networkx pandas scikit-learn scipy sympy torch"
     " torchao uvicorn Werkzeug",
-    "MIT": "anyio attrs bitsandbytes charset-normalizer constriction fastapi fonttools lm_eval markdown-it-py more-itertools"
-    " mypy narwhals pip pydantic pymdown-extensions pyparsing pytest rich ruff setuptools tomlkit typer urllib3",
+    "MIT": "anyio attrs bitsandbytes charset-normalizer constriction fastapi fonttools lm_eval markdown-it-py"
+    " more-itertools mypy narwhals pip pydantic pymdown-extensions pyparsing pytest rich ruff setuptools tomlkit typer urllib3",
     "Apache-2.0 and MIT": "gradio gradio_client",
     "BSD-3-Clause and others": "numpy",
 }

@@ -1,7 +1,7 @@
 """A GRU byte model in whole numbers: it predicts the same, to the last bit, on every machine.
 
-The weights of a trained [`GRUByteForCausalLM`] are rounded to 8 bits and a power of two for each row; states, gates and
-logits are multiples of powers of two. All of them are held in float32, for its speed, and none is ever rounded by it:
+The weights of a trained [`GRUByteForCausalLM`] are rounded to 8 bits and a power of two for each row; states, gates
+and logits are multiples of powers of two. All of them are held in float32, for its speed, and it never rounds any:
 
 - A product of a matrix with whole numbers is exact in any order of its sum, on any number of threads, as long as no
   partial sum needs more than the 24 bits of float32: [`exact_matrix`] bounds it by the L1 norm of the row and the
@@ -22,7 +22,6 @@ from ..tokenization_bytes import NUM_BYTES
 from .integer_tables import (
     LIMIT,
     LOGIT_BITS,
-    NUM_WEIGHTS,
     SIGMOID_BITS,
     STATE_BITS,
     TANH_BITS,
@@ -159,6 +158,16 @@ def convert_layer(layer: torch.nn.GRU, embeddings: torch.Tensor | None, num_belo
     return IntegerLayer(below, given + LIMIT, *weights, bias_m)
 
 
+def check_float32():
+    """Raises a `ValueError` where products of float32 are made of fewer bits, as PyTorch can be told to."""
+    odd = torch.full((64, 16), float(UNIT - 1))
+    if (odd @ odd.T != 16 * (UNIT - 1) ** 2).any():
+        raise ValueError(
+            "products of float32 must be exact, this process makes them of fewer bits:"
+            ' torch.set_float32_matmul_precision("highest").'
+        )
+
+
 class IntegerGRU:
     """
     A GRU byte model in whole numbers, on the CPU.
@@ -173,6 +182,7 @@ class IntegerGRU:
     def __init__(self, model: GRUByteForCausalLM):
         if not isinstance(model, GRUByteForCausalLM):
             raise ValueError(f"`model` must be a GRUByteForCausalLM, got {type(model).__name__}.")
+        check_float32()
         with torch.no_grad():
             self.convert(model)
 
