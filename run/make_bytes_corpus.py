@@ -35,7 +35,8 @@ PACKAGES = {
     "BSD-3-Clause": "click fsspec httpx Jinja2 joblib Markdown mpmath networkx pandas scikit-learn scipy sympy torch"
     " torchao uvicorn Werkzeug",
     "MIT": "anyio attrs bitsandbytes charset-normalizer constriction fastapi fonttools lm_eval markdown-it-py"
-    " more-itertools mypy narwhals pip pydantic pymdown-extensions pyparsing pytest rich ruff setuptools tomlkit typer urllib3",
+    " more-itertools mypy narwhals pip pydantic pymdown-extensions pyparsing pytest rich ruff setuptools tomlkit typer"
+    " urllib3",
     "Apache-2.0 and MIT": "gradio gradio_client",
     "BSD-3-Clause and others": "numpy",
 }

@@ -47,7 +47,8 @@ from .integer_matches import Matches
 from .modeling_gru_byte import GRUByteForCausalLM
 
 
-MODEL_TYPE, STORED = "integer_gru_byte", "stored"  # in the header: how the bytes are coded
+# In the header: how the bytes are coded.
+MODEL_TYPES = MODEL_TYPE, STORED = "integer_gru_byte", "stored"
 FIRST_INPUT = ord("\n")  # what every stream goes on from
 PIECE = 64  # steps of all streams that an encoder reads at once
 # A stream costs the context that it lacks at its beginning: one per KiB up to 64, then one per 4 KiB.
@@ -61,10 +62,10 @@ def default_streams(num_bytes: int) -> int:
 
 def known_weights(model: IntegerGRU, streams: torch.Tensor, progress: Progress) -> Iterator[np.ndarray]:
     """For every column of known `streams` `(num_streams, num_steps)`, the weights `(num_streams, 256)` of bytes."""
-    states = model.first_states(len(streams))
+    reader = model.reader(len(streams))
     inputs = torch.cat([torch.full_like(streams[:, :1], FIRST_INPUT), streams[:, :-1]], dim=1)
     for start in progress(range(0, streams.shape[1], PIECE)):
-        yield from model.read(inputs[:, start : start + PIECE], states).numpy()
+        yield from reader.read(inputs[:, start : start + PIECE])
 
 
 def encode_streams(
@@ -96,12 +97,12 @@ def decode_streams(model: IntegerGRU, header: ByteLMHeader, words: np.ndarray, p
     """
     decoder, num_rows = constriction.stream.queue.RangeDecoder(words), min(header.num_streams, header.num_bytes)
     streams = torch.zeros(num_rows, header.num_steps, dtype=torch.uint8)
-    states, matches = model.first_states(num_rows), Matches(num_rows, header.num_steps)
+    reader, matches = model.reader(num_rows), Matches(num_rows, header.num_steps)
     before = torch.full((num_rows,), FIRST_INPUT, dtype=torch.uint8)
     bits = WORD_BITS * len(words) + SPARE_BITS
     for step in progress(range(header.num_steps)):
         rows = rows_at(step, streams, header.num_bytes)
-        weights = model.read(before[:, None], states)[0, :rows].numpy().astype(np.float64)
+        weights = reader.read(before[:, None])[0, :rows].astype(np.float64)
         matches.adjust(weights)
         symbols = decode_symbols(decoder, weights)
         bits -= least_bits(weights, symbols)
@@ -202,10 +203,10 @@ def decompress_integers(
 
 def check_kind(header: ByteLMHeader):
     """Raises a `CodedFileError` for a file that this module did not write."""
-    if header.model_type not in (MODEL_TYPE, STORED):
+    if header.model_type not in MODEL_TYPES:
         raise CodedFileError(f"was made by a {header.model_type}: it must be decompressed with that model.")
     require(header.num_ties == 0, "`num_ties` in its header must be 0", header.num_ties)
     require(header.window == 0, "`window` in its header must be 0", header.window)
 
 
-__all__ = ["MODEL_TYPE", "compress_integers", "decompress_integers"]
+__all__ = ["MODEL_TYPES", "compress_integers", "decompress_integers"]

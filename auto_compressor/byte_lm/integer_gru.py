@@ -15,6 +15,7 @@ can: here the inputs of a layer, and the predictions, of all steps are one produ
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -87,6 +88,42 @@ def whole_steps(bias: torch.Tensor, step_bits: int) -> torch.Tensor:
     return torch.ldexp(bias.double(), torch.tensor(step_bits)).round().float()
 
 
+class Scratch:
+    """
+    Memory for one step of a layer: torch is faster at matrices and tables, numpy at all else, as its calls cost less.
+
+    Args:
+        rows (`int`), size (`int`): Streams, and width of the layer.
+    """
+
+    def __init__(self, rows: int, size: int):
+        self.rz, self.m, self.n = torch.empty(rows, 2 * size), torch.empty(rows, size), torch.empty(rows, size)
+        self.rz_array, self.m_array, self.n_array = self.rz.numpy(), self.m.numpy(), self.n.numpy()
+        self.r_array, self.z_array = np.split(self.rz_array, 2, axis=1)
+        self.rz_places = torch.empty(rows * 2 * size, dtype=torch.int32)
+        self.n_places = torch.empty(rows * size, dtype=torch.int32)
+
+
+def look_up(table: torch.Tensor, arguments: torch.Tensor, places: torch.Tensor):
+    """
+    Replaces arguments by the entries of a table at their integer parts, the first and the last for those outside.
+
+    Args:
+        table (`torch.Tensor` of shape `(entries,)`): float32.
+        arguments (`torch.Tensor` of any shape): float32, contiguous.
+        places (`torch.Tensor` of shape `(arguments.numel(),)`): Memory for int32.
+    """
+    flat = arguments.view(-1)
+    np.copyto(places.numpy(), between(flat.numpy(), 0, len(table) - 1), casting="unsafe")
+    torch.index_select(table, 0, places, out=flat)
+
+
+def between(array: np.ndarray, least: int, most: int) -> np.ndarray:
+    """Clamps in place, in less time than np.clip."""
+    np.maximum(array, least, out=array)
+    return np.minimum(array, most, out=array)
+
+
 @dataclass(frozen=True)
 class IntegerLayer:
     """
@@ -113,27 +150,35 @@ class IntegerLayer:
         """The given parts `(steps, rows, 3 * size)`, of bytes `(steps, rows)` and states below `(.., .., size)`."""
         given = self.given.index_select(0, symbols.flatten()) if len(self.given) > 1 else self.given
         if self.weight_ih is not None:
-            given = torch.addmm(given, inputs.flatten(0, 1), self.weight_ih).round_()
-        return given.clamp_(0, 2 * LIMIT).view(*symbols.shape, -1)
+            given = torch.addmm(given, inputs.flatten(0, 1), self.weight_ih)  # (steps * rows, 3 * size)
+            np.rint(given.numpy(), out=given.numpy())
+        between(given.numpy(), 0, 2 * LIMIT)
+        return given.view(*symbols.shape, -1)
 
-    def run(self, given: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    def run(self, given: torch.Tensor, state: torch.Tensor, scratch: Scratch) -> torch.Tensor:
         """States `(steps, rows, size)` after each step, from the given parts and the state `(rows, size)` before."""
         size = state.shape[1]
-        states = given.new_empty(*given.shape[:2], size)
+        states = torch.empty(*given.shape[:2], size)
         given_rz, given_n = given.split([2 * size, size], dim=2)
-        for before_rz, before_n, after in zip(given_rz, given_n, states, strict=True):
-            rz = look_up(sigmoid_table(), torch.addmm(before_rz, state, self.weight_rz))  # (rows, 2 * size)
-            r, z = rz.split(size, dim=1)
-            m = torch.addmm(self.bias_m, state, self.weight_m).round_().clamp_(-LIMIT, LIMIT)  # (rows, size)
-            n = look_up(tanh_table(), torch.addcmul(before_n, r, m))
-            state = torch.lerp(n, state, z, out=after).round_()
+        for before_rz, before_n, after in zip(given_rz, given_n.numpy(), states, strict=True):
+            self.step(before_rz, before_n, state, after, scratch)
+            state = after
         return states
 
-
-def look_up(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The entries at the integer parts of places, the first and the last for those outside; overwrites `places`."""
-    index = places.clamp_(0, len(table) - 1).int()
-    return table.index_select(0, index.view(-1)).view(places.shape)
+    def step(
+        self, given_rz: torch.Tensor, given_n: np.ndarray, state: torch.Tensor, after: torch.Tensor, scratch: Scratch
+    ):
+        """Writes the state `(rows, size)` after a step whose given parts are `(rows, 2 * size)` and `(rows, size)`."""
+        torch.addmm(given_rz, state, self.weight_rz, out=scratch.rz)
+        look_up(sigmoid_table(), scratch.rz, scratch.rz_places)
+        torch.addmm(self.bias_m, state, self.weight_m, out=scratch.m)
+        m, n = scratch.m_array, scratch.n_array
+        between(np.rint(m, out=m), -LIMIT, LIMIT)
+        np.add(np.multiply(m, scratch.r_array, out=n), given_n, out=n)
+        look_up(tanh_table(), scratch.n, scratch.n_places)
+        difference = np.subtract(state.numpy(), n, out=after.numpy())
+        np.multiply(difference, scratch.z_array, out=difference)
+        np.rint(np.add(difference, n, out=difference), out=difference)
 
 
 def convert_layer(layer: torch.nn.GRU, embeddings: torch.Tensor | None, num_below: int) -> IntegerLayer:
@@ -198,33 +243,52 @@ class IntegerGRU:
         beside = int(self.logits.abs().max())
         self.head = exact_matrix(head, LOGIT_BITS, len(self.layers) * UNIT, beside)
 
-    def first_states(self, num_rows: int) -> list[torch.Tensor]:
-        """The states `(num_rows, size)` of all layers before the first byte."""
-        return [torch.zeros(num_rows, self.size) for _ in range(2 * len(self.layers))]
+    def weights(self, symbols: torch.Tensor, below: torch.Tensor) -> np.ndarray:
+            `np.ndarray` of shape `(steps, num_rows, 256)`: What weight each byte has to be the next one; whole
+            numbers from 1 to 2**16 in float32.
+        logits = torch.addmm(given, below.flatten(0, 1), self.head)  # (steps * rows, 256)
+        array = np.rint(logits.numpy(), out=logits.numpy())
+        np.subtract(array.max(axis=1, keepdims=True), array, out=array)
+        look_up(weight_table(), logits, torch.empty(logits.numel(), dtype=torch.int32))
+        return array.reshape(*symbols.shape, -1)
+
+    def reader(self, num_rows: int) -> "IntegerReader":
+        """What reads `num_rows` streams side by side, each from its beginning."""
+        return IntegerReader(self, num_rows)
+
+
+class IntegerReader:
+    """
+    Reads streams of bytes side by side, any number of bytes at a time.
+
+    Args:
+        model (`IntegerGRU`): What predicts.
+        num_rows (`int`): Streams.
+    """
+
+    def __init__(self, model: IntegerGRU, num_rows: int):
+        self.model = model
+        self.states = [torch.zeros(num_rows, model.size) for _ in range(2 * len(model.layers))]
+        self.scratch = Scratch(num_rows, model.size)
 
     @torch.inference_mode()
-    def read(self, symbols: torch.Tensor, states: list[torch.Tensor]) -> torch.Tensor:
+    def read(self, symbols: torch.Tensor) -> np.ndarray:
         """
-        Reads bytes `(rows, steps)`, and replaces `states` by those after the last.
+        Reads bytes `(num_rows, steps)`.
 
         Returns:
-            `torch.Tensor` of shape `(steps, rows, 256)`: What weight each byte has to be the next one; whole numbers
-            from 1 to 2**16 in float32.
+            `np.ndarray` of shape `(steps, num_rows, 256)`: What weight each byte has to be the next one, whole
+            numbers from 1 to 2**16 in float32.
         """
         symbols = symbols.T.int().contiguous()  # (steps, rows)
         below = None
-        for index, (first, second) in enumerate(self.layers):
-            inner = first.run(first.read_inputs(symbols, below), states[2 * index])  # (steps, rows, size)
-            outputs = second.run(second.read_inputs(symbols, inner), states[2 * index + 1])
-            states[2 * index : 2 * index + 2] = inner[-1], outputs[-1]
-            below = outputs if below is None else below + outputs
-        return self.weights(symbols, below)
-
-    def weights(self, symbols: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
-        given = self.logits.index_select(0, symbols.flatten())
-        logits = torch.addmm(given, below.flatten(0, 1), self.head).round_()  # (steps * rows, 256)
-        places = logits.amax(dim=1, keepdim=True) - logits
-        return look_up(weight_table(), places).view(*symbols.shape, -1)
+        for index, layers in enumerate(self.model.layers):
+            outputs = below
+            for place, layer in enumerate(layers, 2 * index):
+                outputs = layer.run(layer.read_inputs(symbols, outputs), self.states[place], self.scratch)
+                self.states[place] = outputs[-1]
+            below = outputs if below is None else below + outputs  # (steps, rows, size)
+        return self.model.weights(symbols, below)
 
 
-__all__ = ["IntegerGRU", "IntegerLayer", "exact_matrix"]
+__all__ = ["IntegerGRU", "IntegerLayer", "IntegerReader", "exact_matrix"]

@@ -16,7 +16,7 @@ def commands_by_type(direction: str) -> dict[str, ModuleType]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, direction: str, file: str):
-    add_codec_arguments(parser, file, "the model")
+    add_codec_arguments(parser, file, "the model", default="bytes")
     for command in dict.fromkeys(commands_by_type(direction).values()):
         command.add_options(parser.add_argument_group(command.KIND))
 

@@ -32,11 +32,14 @@ def add_output_argument(parser: argparse.ArgumentParser):
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write; - writes to standard output")
 
 
-def add_codec_arguments(parser: argparse.ArgumentParser, file: str, model: str):
-    """What commands that turn one file into another have in common."""
+def add_codec_arguments(parser: argparse.ArgumentParser, file: str, model: str, default: str | None = None):
+    """What commands that turn one file into another have in common; without a default, they ask for a model."""
     parser.add_argument("file", help=f"{file}; - reads standard input")
     add_output_argument(parser)
-    parser.add_argument("--model", required=True, help=f"{model}: a folder or a hub name")
+    which = f"{model}: a folder or a hub name" + (
+        f" (default: {default}, which comes with the package)" if default else ""
+    )
+    parser.add_argument("--model", required=default is None, default=default, help=which)
     add_device_argument(parser)
 
 
@@ -192,19 +195,19 @@ def load_model(args: argparse.Namespace, *model_types: str, option: str = "--mod
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from ..files.bases import check_causal_lm
+    from ..files.bases import check_causal_lm, resolve_base
     from ..files.loading import load
 
     silence_loading()
-    device = resolve_device(args.device)
-    config = load(AutoConfig, args.model)
+    device, name = resolve_device(args.device), resolve_base(args.model)
+    config = load(AutoConfig, name)
     if not model_types:
         check_causal_lm(f"{option} {args.model}", config)
     elif config.model_type not in model_types:
         kinds = " or ".join(model_types)
         raise ValueError(f"{option} {args.model} must be of the type {kinds}, it is of the type {config.model_type}.")
     auto_class = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
-    return load(auto_class, args.model, dtype="auto").eval().to(device)
+    return load(auto_class, name, dtype="auto").eval().to(device)
 
 
 def read_bytes(path: str) -> bytes:

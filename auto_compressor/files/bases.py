@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .bundled import BUNDLED_BYTE_MODEL
 from .loading import load, load_tokenizer, reason
 from .whole_files import whole_folder
 
@@ -31,9 +32,9 @@ OFFLINE_BASES = "`tiny` (a small new model) and `smollm2` (SmolLM2-135M from the
 
 
 def resolve_base(name: str) -> str:
-    """Returns the folder of an offline base (`tiny`, `smollm2`); any other name as it is."""
-    if name == "tiny":
-        return str(TINY)
+    """Returns the folder of an offline base (`tiny`, `bytes`, `smollm2`); any other name as it is."""
+    if name in ("tiny", "bytes"):
+        return str(TINY if name == "tiny" else BUNDLED_BYTE_MODEL)
     return str(smollm2_checkpoint()) if name == "smollm2" else name
 
 

@@ -3,6 +3,7 @@
 import argparse
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ...cli.common import (
     check_files,
@@ -15,6 +16,11 @@ from ...cli.common import (
     write_bytes,
 )
 
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..codec import Progress
 
 KIND = "language models of bytes: any file, without loss"
 
@@ -54,18 +60,25 @@ def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
     print_growth(header.num_bytes, blob, to_stdout)
 
 
+def compress(model: "PreTrainedModel", data: bytes, args: argparse.Namespace, progress: "Progress") -> bytes:
+    """In whole numbers where there is a program for it, which has no window: all others in float64."""
+    from ..codec import compress_bytes
+    from ..integer_codec import compress_integers
+
+    if model.config.model_type == "gru_byte" and args.window is None:
+        return compress_integers(model, data, args.num_streams, progress)
+    return compress_bytes(model, data, args.num_streams, args.window, progress)
+
+
 def run(args: argparse.Namespace):
     check_installed("constriction", "constriction", "codec")
     check_files(args)
     data = read_bytes(args.file)
     model = load_model(args)
 
-    from ..codec import compress_bytes
-
     start = time.perf_counter()
     with progress_bar() as bar:
-        progress = partial(bar.track, description="Compressing")
-        blob = compress_bytes(model, data, args.num_streams, args.window, progress)
+        blob = compress(model, data, args, partial(bar.track, description="Compressing"))
     seconds = time.perf_counter() - start
     write_bytes(args.output, blob)
     print_summary(blob, args, seconds)

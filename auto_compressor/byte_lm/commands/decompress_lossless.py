@@ -27,10 +27,12 @@ def run(args: argparse.Namespace):
     blob = read_bytes(args.file)
 
     from ..codec import decompress_bytes, read_header
+    from ..integer_codec import MODEL_TYPES, decompress_integers
 
     name = file_name(args.file)
-    read_header(blob, name)  # what is no such file needs no model
+    # What is no such file needs no model.
+    decompress = decompress_integers if read_header(blob, name).model_type in MODEL_TYPES else decompress_bytes
     model = load_model(args)
     with progress_bar() as bar:
-        data = decompress_bytes(model, blob, partial(bar.track, description="Decompressing"), name)
+        data = decompress(model, blob, partial(bar.track, description="Decompressing"), name)
     write_bytes(args.output, data)
