@@ -244,8 +244,8 @@ class IntegerGRU:
         self.head = exact_matrix(head, LOGIT_BITS, len(self.layers) * UNIT, beside)
 
     def weights(self, symbols: torch.Tensor, below: torch.Tensor) -> np.ndarray:
-            `np.ndarray` of shape `(steps, num_rows, 256)`: What weight each byte has to be the next one; whole
-            numbers from 1 to 2**16 in float32.
+        """Weights `(steps, rows, 256)` of the bytes behind bytes `(steps, rows)`, from the sum of all blocks."""
+        given = self.logits.index_select(0, symbols.flatten())
         logits = torch.addmm(given, below.flatten(0, 1), self.head)  # (steps * rows, 256)
         array = np.rint(logits.numpy(), out=logits.numpy())
         np.subtract(array.max(axis=1, keepdims=True), array, out=array)
