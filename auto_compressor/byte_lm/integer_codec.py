@@ -51,8 +51,8 @@ from .modeling_gru_byte import GRUByteForCausalLM
 MODEL_TYPES = MODEL_TYPE, STORED = "integer_gru_byte", "stored"
 FIRST_INPUT = ord("\n")  # what every stream goes on from
 PIECE = 64  # steps of all streams that an encoder reads at once
-# A stream costs the context that it lacks at its beginning: one per KiB up to 64, then one per 4 KiB.
-STREAM_BYTES, FEW_STREAMS, LONG_STREAM_BYTES, MAX_STREAMS = 2**10, 64, 2**12, 256
+# A stream costs the context that it lacks at its beginning: one per 512 bytes up to 128, then one per 2 KiB.
+STREAM_BYTES, FEW_STREAMS, LONG_STREAM_BYTES, MAX_STREAMS = 2**9, 128, 2**11, 256
 
 
 def default_streams(num_bytes: int) -> int:
@@ -133,7 +133,7 @@ def compress_integers(
         model (`GRUByteForCausalLM`): A trained one, of which an [`IntegerGRU`] is made; it is left as it is.
         data (`bytes`): What is compressed.
         num_streams (`int`, *optional*): Parts that are read side by side: more are faster, fewer make a smaller file.
-            By default one per 1,024 bytes up to 64, then one per 4,096 bytes up to 256.
+            By default one per 512 bytes up to 128, then one per 2,048 bytes up to 256.
         progress (`Callable`, *optional*): Wraps a range over pieces of the streams, as `tqdm.tqdm` does.
 
     Returns:
