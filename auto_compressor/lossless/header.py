@@ -25,7 +25,7 @@ from .vocabulary import BYTES
 MAGIC = LANGUAGE_MODEL_MAGIC
 VERSIONS = (1, 2)
 FIELDS = {1: struct.Struct("<32s32sQIIId"), 2: struct.Struct("<B8s8s32sQQIIId")}
-CODERS = ("float64",)  # how the probabilities are computed, by the number in the file
+CODERS = ("float64", "integers", "stored")  # how probabilities are computed, or bytes stored, by the number in a file
 IDENTITY_DIGITS = 16  # of the hashes of weights and vocabulary
 MAX_STREAMS = 2**16 - 1
 MIN_BITS = 1e-5  # that a symbol costs at least: half of what is left when all others keep their codes of 24 bits
@@ -46,7 +46,8 @@ class LosslessHeader:
         ideal_bits (`float`): Sum of -log2 p over all symbols, p as the model gave it.
         num_symbols (`int`): Tokens, or bytes of a language model of bytes.
         vocabulary_hash (`str`): 16 digits of [`Vocabulary.hash`].
-        coder (`str`): How probabilities are computed: `"float64"`.
+        coder (`str`): How probabilities are computed: `"float64"`, or `"integers"`, by a program that the family of the
+            model has; `"stored"` for bytes that stand in the file as they are.
         version (`int`): Of the file.
     """
 

@@ -93,10 +93,14 @@ class Encoder(Coder):
 
     def code_digits(self, probs: torch.DoubleTensor, digits: torch.LongTensor) -> torch.LongTensor:
         tied = find_ties(probs)
-        self.coder.encode(digits.int().numpy(), CODED_BY, round_to_counts(probs, tied))
+        self.encode(digits.int().numpy(), round_to_counts(probs, tied))
         self.ties += [self.num_digits + row for row in tied]
         self.num_digits += len(digits)
         return digits
+
+    def encode(self, digits: np.ndarray, counts: np.ndarray):
+        """Codes int32 digits `(rows,)` by whole numbers in float64, `(rows, digits)`."""
+        self.coder.encode(digits, CODED_BY, counts)
 
     @property
     def words(self) -> np.ndarray:
@@ -117,24 +121,27 @@ class Decoder(Coder):
         self.left = WORD_BITS * len(words) + SPARE_BITS
 
     def code_digits(self, probs: torch.DoubleTensor, digits: torch.LongTensor) -> torch.LongTensor:
-        """
-        Raises:
-            CodedFileError: where the words make no sense, or what was decoded costs more bits than they have.
-        """
         first, end = np.searchsorted(self.ties, [self.num_digits, self.num_digits + len(probs)])
         counts = round_to_counts(probs, (self.ties[first:end] - self.num_digits).tolist())
         found = self.decode(counts)
         self.num_digits += len(found)
-        self.left -= least_bits(counts, found)
-        if self.left < 0:
-            raise CodedFileError(OTHER_BYTES)
         return torch.from_numpy(found.astype(np.int64))
 
     def decode(self, counts: np.ndarray) -> np.ndarray:
+        """
+        The digits `(rows,)` that were coded by these counts `(rows, digits)`.
+
+        Raises:
+            CodedFileError: where the words make no sense, or what was decoded costs more bits than they have.
+        """
         try:
-            return self.coder.decode(CODED_BY, counts)
+            found = self.coder.decode(CODED_BY, counts)
         except AssertionError as error:  # that of constriction for words which these distributions cannot have made
             raise CodedFileError(OTHER_BYTES) from error
+        self.left -= least_bits(counts, found)
+        if self.left < 0:
+            raise CodedFileError(OTHER_BYTES)
+        return found
 
 
 __all__ = ["SPARE_BITS", "Decoder", "Encoder", "find_ties", "round_to_counts"]

@@ -6,8 +6,22 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from ...cli.common import load_model, load_tokenizer, print_facts
+from ...families import FAMILIES, module_of
+
+
+def codec_of(model_type: str) -> ModuleType:
+    """What codes with a model: a program that its family has for its type, else that for any causal language model."""
+    for family in FAMILIES:
+        codecs = getattr(module_of(family, "commands"), "CODECS", {})
+        if model_type in codecs:
+            return module_of(family, codecs[model_type])
+
+    from .. import codec
+
+    return codec
 
 
 def add_json_argument(parser: argparse.ArgumentParser):

@@ -4,7 +4,7 @@ import argparse
 import time
 
 from ...cli.common import check_files, check_installed, print_growth, read_bytes, write_bytes
-from .common import add_json_argument, coding_progress, load_with_symbols, print_figures
+from .common import add_json_argument, codec_of, coding_progress, load_with_symbols, print_figures
 
 
 KIND = "causal language models, of tokens or of bytes: any file, without loss"
@@ -81,12 +81,9 @@ def run(args: argparse.Namespace):
     check_files(args)
     data = read_bytes(args.file)
     model, tokenizer = load_with_symbols(args)
-
-    from ..codec import compress_bytes
-
-    start = time.perf_counter()
+    codec, start = codec_of(model.config.model_type), time.perf_counter()
     with coding_progress("Compressing") as progress:
-        blob = compress_bytes(model, data, args.num_streams, args.window, progress, tokenizer, args.speed)
+        blob = codec.compress_bytes(model, data, args.num_streams, args.window, progress, tokenizer, args.speed)
     seconds = time.perf_counter() - start
     write_bytes(args.output, blob)
     print_summary(blob, args, seconds)

@@ -4,7 +4,7 @@ import argparse
 import time
 
 from ...cli.common import check_files, check_installed, file_name, read_bytes, write_bytes
-from .common import add_json_argument, coding_progress, load_with_symbols, print_figures
+from .common import add_json_argument, codec_of, coding_progress, load_with_symbols, print_figures
 
 
 KIND = "causal language models, of tokens or of bytes"
@@ -20,15 +20,14 @@ def run(args: argparse.Namespace):
     check_files(args)
     blob = read_bytes(args.file)
 
-    from ..codec import decompress_bytes
     from ..header import read_header
 
     name = file_name(args.file)
     read_header(blob, name)  # what is no such file needs no model
     model, tokenizer = load_with_symbols(args)
-    start = time.perf_counter()
+    codec, start = codec_of(model.config.model_type), time.perf_counter()
     with coding_progress("Decompressing") as progress:
-        data = decompress_bytes(model, blob, progress, name, tokenizer)
+        data = codec.decompress_bytes(model, blob, progress, name, tokenizer)
     seconds = time.perf_counter() - start
     write_bytes(args.output, data)
     output = "standard output" if str(args.output) == "-" else str(args.output)
