@@ -245,9 +245,7 @@ def decompress_bytes(
     with naming(name):
         header, body = read_file(blob)
         if header.coder != "float64":
-            raise CodedFileError(
-                f"was made by the codec of {header.model_type} models ({header.coder}): use that one."
-            )
+            raise CodedFileError(f"was made by the codec of {header.model_type} ({header.coder}): use that one.")
         ties, words = split_numbers(header, body)
         check_weights(model, header.model_type, header.model_hash)
         check_vocabulary(vocabulary, header.vocabulary_hash)

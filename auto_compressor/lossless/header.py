@@ -46,8 +46,8 @@ class LosslessHeader:
         ideal_bits (`float`): Sum of -log2 p over all symbols, p as the model gave it.
         num_symbols (`int`): Tokens, or bytes of a language model of bytes.
         vocabulary_hash (`str`): 16 digits of [`Vocabulary.hash`].
-        coder (`str`): How probabilities are computed: `"float64"`, or `"integers"`, by a program that the family of the
-            model has; `"stored"` for bytes that stand in the file as they are.
+        coder (`str`): How probabilities are computed: `"float64"`, or `"integers"`, by a program that the family of
+            the model has; `"stored"` for bytes that stand in the file as they are.
         version (`int`): Of the file.
     """
 

@@ -121,12 +121,12 @@ def test_what_is_no_bytes_is_refused(model):
         compress_bytes(model, "text")
 
 
-def test_a_file_of_another_model_or_codec_is_refused(model):
-    blob = compress_bytes(model, TEXT[:500])
+def test_a_file_of_another_model_or_codec_is_refused(bundled):
+    blob = compress_bytes(bundled, TEXT[:500])
     with pytest.raises(ValueError, match="The file was made by a gru_byte with the weights"):
         decompress_bytes(gru(hidden_size=8), blob)
-    with pytest.raises(ValueError, match=r"note was made by the codec of gru_byte models \(integers\): use that one"):
-        codec.decompress_bytes(model, blob, name="note")
+    with pytest.raises(ValueError, match=r"note was made by the codec of gru_byte \(integers\): use that one"):
+        codec.decompress_bytes(bundled, blob, name="note")
 
 
 def test_a_window_and_older_files_are_in_float64(model):
@@ -135,11 +135,11 @@ def test_a_window_and_older_files_are_in_float64(model):
         assert decompress_bytes(model, blob) == TEXT[:300]
 
 
-def test_streams_by_the_size_of_a_file(model):
-    found = {speed: read_header(compress_bytes(model, TEXT[:4096], speed=speed)).num_streams for speed in SPEEDS}
+def test_streams_by_the_size_of_a_file(bundled):
+    found = {speed: read_header(compress_bytes(bundled, TEXT[:4096], speed=speed)).num_streams for speed in SPEEDS}
     assert found == {"fast": 16, "normal": 8, "best": 1}
     with pytest.raises(ValueError, match="`speed` must be one of fast, normal, best, got 'slow'"):
-        compress_bytes(model, TEXT, speed="slow")
+        compress_bytes(bundled, TEXT, speed="slow")
 
 
 # Matches
