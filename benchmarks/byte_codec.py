@@ -5,7 +5,7 @@
     python benchmarks/byte_codec.py --only speed --threads 2 --num_bytes 65536 --repeats 5
 
 Sizes are of whole files, every one restored and compared. Speeds are of both codecs in turn, with the same model, and
-their ratio is that of each round; beside them stands what one byte costs at least. Growth is what the bytes cost by the
+their ratio is that of each round; beside them stands what one byte costs at least. Growth is what bytes cost by the
 whole numbers over what they cost by the float model, in the same streams and without matches.
 
 zstd and brotli are left out where they are not installed. Writes `byte_codec_*.csv` to --output_dir.

@@ -50,7 +50,7 @@ from .modeling_gru_byte import GRUByteForCausalLM
 # In the header: how the bytes are coded.
 MODEL_TYPES = MODEL_TYPE, STORED = "integer_gru_byte", "stored"
 FIRST_INPUT = ord("\n")  # what every stream goes on from
-PIECE = 64  # steps of all streams that an encoder reads at once
+PIECE = 512  # bytes of all streams that an encoder reads at once: what becomes of them stays in the cache
 # A stream costs the context that it lacks at its beginning: one per 512 bytes up to 128, then one per 2 KiB.
 STREAM_BYTES, FEW_STREAMS, LONG_STREAM_BYTES, MAX_STREAMS = 2**9, 128, 2**11, 256
 
@@ -64,8 +64,9 @@ def known_weights(model: IntegerGRU, streams: torch.Tensor, progress: Progress) 
     """For every column of known `streams` `(num_streams, num_steps)`, the weights `(num_streams, 256)` of bytes."""
     reader = model.reader(len(streams))
     inputs = torch.cat([torch.full_like(streams[:, :1], FIRST_INPUT), streams[:, :-1]], dim=1)
-    for start in progress(range(0, streams.shape[1], PIECE)):
-        yield from reader.read(inputs[:, start : start + PIECE])
+    steps = max(1, PIECE // len(streams))
+    for start in progress(range(0, streams.shape[1], steps)):
+        yield from reader.read(inputs[:, start : start + steps])
 
 
 def encode_streams(
