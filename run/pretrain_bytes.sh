@@ -35,7 +35,8 @@ start_run "gru_byte_${HIDDEN_SIZE}x${LEVELS}_L${SEQUENCE_LENGTH}_B${BATCH}_lr${L
     --max_eval_samples 2048 --sequence_length "$SEQUENCE_LENGTH" \
     --add_special_tokens true --no_window_end_target --carry_state \
     --max_steps "$STEPS" --per_device_train_batch_size $((BATCH / devices)) --per_device_eval_batch_size 32 \
-    --save_minutes "$MINUTES" --optim_family muon --muon_scale 0.4 --learning_rate "$LR" --weight_decay 0.01 --adam_beta2 0.98 \
+    --save_minutes "$MINUTES" --optim_family muon --muon_scale 0.4 --learning_rate "$LR" \
+    --weight_decay 0.01 --adam_beta2 0.98 \
     --lr_scheduler_type cosine --warmup_steps $((STEPS / 25)) --max_grad_norm 1 --logging_steps 10 \
     "$@"
 [ -z "$WRITE" ] || PYTHONPATH=. python run/round_bytes.py "$OUT" "$WRITE"
