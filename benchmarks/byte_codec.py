@@ -5,7 +5,7 @@
     python benchmarks/byte_codec.py --only speed --threads 2 --num_bytes 65536 --repeats 5
 
 Sizes are of whole files, every one restored and compared. Speeds are of both codecs in turn, with the same model, and
-their ratio is that of each round; beside them stands what one byte costs at least. Growth is what the bytes cost by the
+their ratio is that of each round; beside them stands what one byte costs at least. Growth is what bytes cost by the
 whole numbers over what they cost by the float model, in the same streams and without matches.
 
 zstd and brotli are left out where they are not installed. Writes `byte_codec_*.csv` to --output_dir.
@@ -29,10 +29,12 @@ from transformers.utils import logging
 
 from auto_compressor import GRUByteConfig, GRUByteForCausalLM
 from auto_compressor.byte_lm.bundled_model import load_bundled_byte_model
-from auto_compressor.byte_lm.codec import compress_bytes, cut_streams, decompress_bytes
-from auto_compressor.byte_lm.integer_codec import compress_integers, decompress_integers, default_streams
+from auto_compressor.byte_lm.integer_codec import SPEEDS, cut_streams
+from auto_compressor.byte_lm.integer_codec import compress_bytes as compress_integers
+from auto_compressor.byte_lm.integer_codec import decompress_bytes as decompress_integers
 from auto_compressor.byte_lm.integer_gru import IntegerGRU
 from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
+from auto_compressor.lossless.codec import compress_bytes, decompress_bytes, resolve_num_streams
 from measuring import print_table, seconds, write_rows
 
 
@@ -129,7 +131,7 @@ def floor(model: GRUByteForCausalLM, num_bytes: int) -> dict[str, float]:
     products = (4 * blocks - 1) * 3 * size**2 + 256 * size  # the first layer reads its inputs from a table
     return {
         "operations/byte": 2.0 * products,
-        "weight bytes/byte": FLOAT_BYTES * products / default_streams(num_bytes),
+        "weight bytes/byte": FLOAT_BYTES * products / resolve_num_streams(None, num_bytes, SPEEDS["normal"]),
     }
 
 

@@ -36,7 +36,7 @@ from .modeling_gru_byte import GRUByteForCausalLM
 ROW_BITS = 7  # and the sign: what a weight is rounded to, relative to the largest of its row
 EXACT = 2**24  # float32 holds every whole number up to here
 MAX_LOST_BITS = 3  # of the 8 bits of a row, to keep sums exact
-FINE_BITS = 20  # of embeddings and weights whose products are made once, in int64
+FINE_BITS = 18  # of embeddings and weights whose products are made once, in float64, which is exact up to 2**53
 UNIT = 2**STATE_BITS  # a state of 1
 
 
@@ -78,10 +78,11 @@ def largest_sums(scaled: torch.Tensor, exponents: torch.Tensor, largest: int, be
 
 def exact_table(embeddings: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor, step_bits: int) -> torch.Tensor:
     """Products of embeddings `(bytes, columns)` with weights `(rows, columns)`, `(bytes, rows)` in whole steps."""
-    fine = [torch.ldexp(part.double(), torch.tensor(FINE_BITS)).round().long() for part in (embeddings, matrix)]
-    products = fine[0] @ fine[1].T  # of int64, in steps of 2**-(2 * FINE_BITS)
-    half = 1 << (2 * FINE_BITS - step_bits - 1)
-    return ((products + half) >> (2 * FINE_BITS - step_bits)).float() + whole_steps(bias, step_bits)
+    fine = [torch.ldexp(part.double(), torch.tensor(FINE_BITS)).round() for part in (embeddings, matrix)]
+    if (fine[0].abs() @ fine[1].abs().T).max() >= 2**52:
+        raise ValueError("`model` must have embeddings and weights whose sums of whole numbers stay below 2**52.")
+    steps = torch.ldexp(fine[0] @ fine[1].T, torch.tensor(step_bits - 2 * FINE_BITS))
+    return (steps.round() + whole_steps(bias, step_bits)).float()
 
 
 def whole_steps(bias: torch.Tensor, step_bits: int) -> torch.Tensor:
