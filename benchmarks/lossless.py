@@ -9,7 +9,7 @@ Seconds are those of the CPU, of one thread. The *loop* is transformers at its p
 the other, float32, with its `DynamicCache`, and the probability of the token that comes; nothing is coded. Its side
 and that of streams run in turn, round by round. The floor of both is two operations for each weight and token over the
 rate of a large product in their dtype, or the bytes of the weights, once a step, over the rate at which memory is
-copied, whichever is more. *Windows* are cross-entropies of the first file in float32, in one pass for each window,
+read, whichever is more. *Windows* are cross-entropies of the first file in float32, in one pass for each window,
 where a mask hides what was dropped. Compressors whose package or program is not installed are left out. Every file is
 restored and compared. Writes `lossless_table.csv`, `lossless_loop.csv` and `lossless_windows.csv` to --output_dir.
 """
@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", ROOT / "auto_compressor" / "lossless" / "codec.py", BUNDLED_VALIDATION_TEXT]
 CONTAMINATED = {BUNDLED_VALIDATION_TEXT.name: "a Bible: surely in the training data of a published model"}
 PRODUCT = 1024  # rows and columns of the product that the rate is measured with
-COPIED = 2**26  # numbers of the copy that the rate of memory is measured with
+NUMBERS = 2**26  # of the sum that the rate of memory is measured with
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -140,9 +140,9 @@ def products_per_second(dtype: torch.dtype) -> float:
 
 
 def bytes_per_second() -> float:
-    """Bytes read and written by a copy."""
-    source = torch.zeros(COPIED)
-    return 8 * COPIED / min(cpu_seconds(source.clone) for _ in range(5))
+    """Bytes read from memory by a sum."""
+    numbers = torch.ones(NUMBERS)
+    return 4 * NUMBERS / min(cpu_seconds(numbers.sum) for _ in range(5))
 
 
 def floor_seconds(num_weights: int, dtype: torch.dtype, num_tokens: int, num_steps: int) -> float:

@@ -91,7 +91,7 @@ def empty_streams(header: LosslessHeader, vocabulary: Vocabulary) -> torch.Tenso
     return torch.zeros(rows, header.num_steps, dtype=torch.uint8 if vocabulary.size == BLOCK else torch.int32)
 
 
-def check_predictions(probs: torch.DoubleTensor, step: int):
+def check_predictions(probs: torch.Tensor, step: int):
     """Raises a `ValueError` for a model that gives NaN."""
     if probs.isnan().any():
         raise ValueError(f"`model` must predict with numbers, it gives NaN after {step} symbols.")

@@ -91,8 +91,21 @@ class LosslessHeader:
         else:
             kind, model_hash, vocabulary_hash, sha256, num_bytes, num_symbols, *numbers = values
         require(kind < len(CODERS), f"its coder must be from 0 to {len(CODERS) - 1}", kind)
-        origin = model_hash.hex(), sha256.hex(), num_bytes
-        return cls(model_type, *origin, *numbers, num_symbols, vocabulary_hash.hex(), CODERS[kind], version)
+        num_streams, window, num_ties, ideal_bits = numbers
+        return cls(
+            model_type=model_type,
+            model_hash=model_hash.hex(),
+            sha256=sha256.hex(),
+            num_bytes=num_bytes,
+            num_streams=num_streams,
+            window=window,
+            num_ties=num_ties,
+            ideal_bits=ideal_bits,
+            num_symbols=num_symbols,
+            vocabulary_hash=vocabulary_hash.hex(),
+            coder=CODERS[kind],
+            version=version,
+        )
 
     def check(self, body_length: int):
         """Raises a `CodedFileError` for counts that do not go together, or not with the length of what follows."""

@@ -23,13 +23,13 @@ OTHER_BYTES = f"decodes to other bytes than its original: {OTHER_ROUNDING}."
 CODED_BY = constriction.stream.model.Categorical(perfect=False)
 
 
-def find_ties(probs: torch.DoubleTensor) -> list[int]:
+def find_ties(probs: torch.Tensor) -> list[int]:
     """The rows of `(rows, digits)` where another machine might round one of the probabilities to another count."""
     parts = probs * NUM_COUNTS
     return ((parts.frac() - 0.5).abs() < TIE_MARGIN * parts).any(dim=1).nonzero()[:, 0].tolist()
 
 
-def round_to_counts(probs: torch.DoubleTensor, ties: list[int]) -> np.ndarray:
+def round_to_counts(probs: torch.Tensor, ties: list[int]) -> np.ndarray:
     """
     What rows of digits are coded by: whole numbers in the ratio of their probabilities, in `ties` all the same.
 
@@ -58,7 +58,7 @@ class Coder:
     def __init__(self):
         self.bits, self.num_digits = 0.0, 0
 
-    def code(self, probs: torch.DoubleTensor, symbols: torch.LongTensor) -> torch.LongTensor:
+    def code(self, probs: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
         """Codes symbols `(rows,)` by distributions `(rows, size)`; a decoder takes no notice of them, and returns its
         own."""
         blocks = torch.zeros(len(probs), dtype=torch.long)
@@ -74,7 +74,7 @@ class Coder:
         self.bits -= float(probs.gather(1, symbols[:, None]).log2().sum())
         return symbols
 
-    def code_digits(self, probs: torch.DoubleTensor, digits: torch.LongTensor) -> torch.LongTensor:
+    def code_digits(self, probs: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
         """Codes digits `(rows,)` by distributions `(rows, digits)`."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class Encoder(Coder):
         super().__init__()
         self.coder, self.ties = constriction.stream.queue.RangeEncoder(), []
 
-    def code_digits(self, probs: torch.DoubleTensor, digits: torch.LongTensor) -> torch.LongTensor:
+    def code_digits(self, probs: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
         tied = find_ties(probs)
         self.encode(digits.int().numpy(), round_to_counts(probs, tied))
         self.ties += [self.num_digits + row for row in tied]
@@ -118,9 +118,9 @@ class Decoder(Coder):
     def __init__(self, words: np.ndarray, ties: np.ndarray):
         super().__init__()
         self.coder, self.ties = constriction.stream.queue.RangeDecoder(words), ties
-        self.left = WORD_BITS * len(words) + SPARE_BITS
+        self.left = float(WORD_BITS * len(words) + SPARE_BITS)
 
-    def code_digits(self, probs: torch.DoubleTensor, digits: torch.LongTensor) -> torch.LongTensor:
+    def code_digits(self, probs: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
         first, end = np.searchsorted(self.ties, [self.num_digits, self.num_digits + len(probs)])
         counts = round_to_counts(probs, (self.ties[first:end] - self.num_digits).tolist())
         found = self.decode(counts)

@@ -89,7 +89,8 @@ class Context:
         self.restart(0)
 
     def restart(self, first: int):
-        self.cache, self.first, self.read = None, first, first
+        self.cache: Any = None
+        self.first = self.read = first
 
     @property
     def is_sliding(self) -> bool:
@@ -106,7 +107,7 @@ class Context:
             for layer in self.cache.layers:
                 layer.drop((self.window - SINKS + 3) // 4)
 
-    def logits(self, token_ids: Callable[[int, int], torch.LongTensor], end: int) -> torch.Tensor:
+    def logits(self, token_ids: Callable[[int, int], torch.Tensor], end: int) -> torch.Tensor:
         """Logits `(rows, vocab_size)` of what follows the tokens up to `end`; `token_ids` gives those from and to."""
         self.make_room(end)
         input_ids = token_ids(self.read, end).to(self.model.device)  # (rows, new)
@@ -122,7 +123,7 @@ class Context:
 @torch.no_grad()
 def distributions(
     model: PreTrainedModel, vocabulary: Vocabulary, symbols: torch.Tensor, window: int, version: int
-) -> Iterator[torch.DoubleTensor]:
+) -> Iterator[torch.Tensor]:
     """
     Distributions over the symbols of every column of `symbols` `(rows, steps)`, each `(rows, vocabulary.size)`.
 
