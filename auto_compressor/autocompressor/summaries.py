@@ -66,7 +66,7 @@ class SegmentOutput:
     attentions: tuple[torch.Tensor, ...] | None
 
 
-def window_means(states: torch.Tensor, mask: torch.LongTensor, num_windows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def window_means(states: torch.Tensor, mask: torch.Tensor, num_windows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Means of the text's states over windows that follow one another, whose lengths differ by one at most.
 
