@@ -70,7 +70,7 @@ def known_weights(model: IntegerGRU, streams: torch.Tensor, progress: Progress) 
 
 
 def encode_streams(
-    model: IntegerGRU, streams: torch.Tensor, num_bytes: int, progress: Progress
+    model: IntegerGRU, streams: torch.ByteTensor, num_bytes: int, progress: Progress
 ) -> tuple[np.ndarray, float]:
     """The words of the range coder, and the sum of -log2 p over all bytes."""
     encoder, matches, bits = constriction.stream.queue.RangeEncoder(), Matches(*streams.shape), 0.0
@@ -100,9 +100,9 @@ def decode_streams(model: IntegerGRU, header: ByteLMHeader, words: np.ndarray, p
     streams = torch.zeros(num_rows, header.num_steps, dtype=torch.uint8)
     reader, matches = model.reader(num_rows), Matches(num_rows, header.num_steps)
     before = torch.full((num_rows,), FIRST_INPUT, dtype=torch.uint8)
-    bits = WORD_BITS * len(words) + SPARE_BITS
+    bits = float(WORD_BITS * len(words) + SPARE_BITS)
     for step in progress(range(header.num_steps)):
-        rows = rows_at(step, streams, header.num_bytes)
+        rows = len(range(step, header.num_bytes, header.num_steps))  # the last streams are the short ones
         weights = reader.read(before[:, None])[0, :rows].astype(np.float64)
         matches.adjust(weights)
         symbols = decode_symbols(decoder, weights)

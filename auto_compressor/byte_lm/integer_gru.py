@@ -147,7 +147,7 @@ class IntegerLayer:
     weight_m: torch.Tensor
     bias_m: torch.Tensor
 
-    def read_inputs(self, symbols: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
+    def read_inputs(self, symbols: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """The given parts `(steps, rows, 3 * size)`, of bytes `(steps, rows)` and states below `(.., .., size)`."""
         given = self.given.index_select(0, symbols.flatten()) if len(self.given) > 1 else self.given
         if self.weight_ih is not None:
@@ -182,26 +182,26 @@ class IntegerLayer:
         np.rint(np.add(difference, n, out=difference), out=difference)
 
 
-def convert_layer(layer: torch.nn.GRU, embeddings: torch.Tensor | None, num_below: int) -> IntegerLayer:
+def convert_layer(layer: torch.nn.Module, embeddings: torch.Tensor | None, num_below: int) -> IntegerLayer:
     """
     Args:
         layer (`nn.GRU`): With as many inputs as outputs.
         embeddings (`torch.Tensor` of shape `(256, size)`, *optional*): What bytes add to the inputs of the layer.
         num_below (`int`): How many outputs of GRU layers, each in [-1, 1], the inputs sum up beside that.
     """
-    size = layer.hidden_size
-    bias = layer.bias_ih_l0 + F.pad(layer.bias_hh_l0[: 2 * size], (0, size))
+    weight_ih, weight_hh, bias_ih, bias_hh = layer.parameters()
+    size = weight_hh.shape[1]
+    bias = bias_ih + F.pad(bias_hh[: 2 * size], (0, size))
     parts = [(slice(0, 2 * size), SIGMOID_BITS), (slice(2 * size, None), TANH_BITS)]  # of r and z, of n
     rows = embeddings if embeddings is not None else torch.zeros(1, size)
-    given = torch.cat([exact_table(rows, layer.weight_ih_l0[at], bias[at], bits) for at, bits in parts], dim=1)
-    weights = [exact_matrix(layer.weight_hh_l0[at], bits, UNIT, 2 * LIMIT) for at, bits in parts]
+    given = torch.cat([exact_table(rows, weight_ih[at], bias[at], bits) for at, bits in parts], dim=1)
+    weight_rz, weight_m = (exact_matrix(weight_hh[at], bits, UNIT, 2 * LIMIT) for at, bits in parts)
     below = None
     if num_below:
         beside = int(given.abs().max()) + LIMIT
-        matrices = [exact_matrix(layer.weight_ih_l0[at], bits, num_below * UNIT, beside) for at, bits in parts]
+        matrices = [exact_matrix(weight_ih[at], bits, num_below * UNIT, beside) for at, bits in parts]
         below = torch.cat(matrices, dim=1)
-    bias_m = whole_steps(layer.bias_hh_l0[2 * size :], TANH_BITS)
-    return IntegerLayer(below, given + LIMIT, *weights, bias_m)
+    return IntegerLayer(below, given + LIMIT, weight_rz, weight_m, whole_steps(bias_hh[2 * size :], TANH_BITS))
 
 
 def check_float32():
@@ -236,7 +236,10 @@ class IntegerGRU:
         embeddings = model.embed_tokens.weight[:NUM_BYTES].cpu()
         self.size = model.config.hidden_size
         self.layers: list[tuple[IntegerLayer, IntegerLayer]] = [
-            (convert_layer(block.layers[0], embeddings, index), convert_layer(block.layers[1], None, 1))
+            (
+                convert_layer(block.get_submodule("layers.0"), embeddings, index),
+                convert_layer(block.get_submodule("layers.1"), None, 1),
+            )
             for index, block in enumerate(model.blocks)
         ]
         head, bias = model.lm_head.weight[:NUM_BYTES], model.lm_head.bias[:NUM_BYTES]
@@ -282,13 +285,13 @@ class IntegerReader:
             numbers from 1 to 2**16 in float32.
         """
         symbols = symbols.T.int().contiguous()  # (steps, rows)
-        below = None
+        below = torch.zeros(*symbols.shape, self.model.size)
         for index, layers in enumerate(self.model.layers):
             outputs = below
             for place, layer in enumerate(layers, 2 * index):
                 outputs = layer.run(layer.read_inputs(symbols, outputs), self.states[place], self.scratch)
                 self.states[place] = outputs[-1]
-            below = outputs if below is None else below + outputs  # (steps, rows, size)
+            below = below + outputs  # (steps, rows, size)
         return self.model.weights(symbols, below)
 
 

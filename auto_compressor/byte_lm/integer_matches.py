@@ -48,7 +48,8 @@ class Matches:
         unlikely = PARTS - np.append(0, LIKELY)
         self.seen = np.full((len(WRONG), len(unlikely)), PRIOR * SCALE)
         self.right = self.seen - PRIOR * SCALE * WRONG[:, None] * unlikely // (100 * PARTS)
-        self.matched, self.guesses, self.group = np.zeros((3, 0), np.int64)
+        self.matched = self.guesses = np.zeros(0, np.int64)
+        self.group = self.matched, self.guesses
 
     def adjust(self, weights: np.ndarray):
         """Sets the weights of the expected bytes in `weights` `(rows, 256)`, whole numbers in float64, of the first
