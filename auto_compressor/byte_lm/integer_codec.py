@@ -194,8 +194,8 @@ def decompress_integers(
     with naming(name):
         header, body = read_file(blob)
         check_kind(header)
-        check_weights(model, header.model_type, header.model_hash)
         if header.model_type == MODEL_TYPE:
+            check_weights(model, "gru_byte", header.model_hash)
             body = decode_streams(whole, header, np.frombuffer(body, "<u4").astype(np.uint32), progress).tobytes()
         data = body[: header.num_bytes]
         check_original(data, header.sha256)
