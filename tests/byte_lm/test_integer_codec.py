@@ -102,7 +102,7 @@ def test_another_number_of_threads_writes_and_reads_the_same(bundled, tmp_path):
         )
 
     for threads in (1, 2):
-        run(threads, "compress", str(tmp_path / "text"), "-o", str(tmp_path / f"small{threads}"))
+        run(threads, "compress", str(tmp_path / "text"), "-o", str(tmp_path / f"small{threads}"), "--streams", "64")
     assert (tmp_path / "small1").read_bytes() == (tmp_path / "small2").read_bytes()
     run(2, "decompress", str(tmp_path / "small1"), "-o", str(tmp_path / "back"))
     assert (tmp_path / "back").read_bytes() == TEXT[:1500]
