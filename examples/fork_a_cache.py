@@ -9,8 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from auto_compressor import ActivationCompressor
-from auto_compressor.files.bases import TINY
-from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.files.bundled import BUNDLED_TINY, BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 
 
 STEPS = int(os.environ.get("STEPS", 150))  # about 30 seconds on two cores
@@ -34,7 +33,7 @@ def train(model: torch.nn.Module, ids: torch.LongTensor, rows: int = 8, length: 
 
 
 torch.manual_seed(0)
-model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY))
+model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BUNDLED_TINY))
 train(model, ids_of(BUNDLED_TRAIN_TEXT.read_text(encoding="utf-8"))[0])
 model.eval()
 

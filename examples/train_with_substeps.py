@@ -12,8 +12,7 @@ from transformers import AutoTokenizer
 from auto_compressor import LlamaAutoCompressorConfig, LlamaAutoCompressorModel
 from auto_compressor.autocompressor.arguments import TrainingArguments
 from auto_compressor.autocompressor.trainer import SubstepTrainer
-from auto_compressor.files.bases import TINY
-from auto_compressor.files.bundled import BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
+from auto_compressor.files.bundled import BUNDLED_TINY, BUNDLED_TOKENIZER, BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from auto_compressor.training.data import DataCollator
 from auto_compressor.training.report import add_reports
 
@@ -30,7 +29,7 @@ def rows_of(path, length: int = 256) -> list[dict[str, torch.Tensor]]:
 
 
 torch.manual_seed(0)
-model = LlamaAutoCompressorModel(LlamaAutoCompressorConfig.from_pretrained(TINY, summary_length=4))
+model = LlamaAutoCompressorModel(LlamaAutoCompressorConfig.from_pretrained(BUNDLED_TINY, summary_length=4))
 with tempfile.TemporaryDirectory() as folder:
     arguments = TrainingArguments(
         folder, max_steps=STEPS, learning_rate=3e-3, per_device_train_batch_size=4, use_cpu=True, report_to="none",

@@ -181,7 +181,7 @@ def decompress_bytes(
         ValueError: for arguments of another type; for what is no such file, or one that is truncated, damaged, of
             another version or made by other weights; and if it decodes to other bytes than its original.
     """
-    if read_header(blob, name).coder == "float64":
+    if not isinstance(model, GRUByteForCausalLM) or read_header(blob, name).coder == "float64":
         return codec.decompress_bytes(model, blob, progress, name, tokenizer)
     whole = IntegerGRU(model)
     with naming(name):

@@ -182,7 +182,7 @@ class IntegerLayer:
         np.rint(np.add(difference, n, out=difference), out=difference)
 
 
-def convert_layer(layer: torch.nn.Module, embeddings: torch.Tensor | None, num_below: int) -> IntegerLayer:
+def convert_layer(layer: torch.nn.GRU, embeddings: torch.Tensor | None, num_below: int) -> IntegerLayer:
     """
     Args:
         layer (`nn.GRU`): With as many inputs as outputs.

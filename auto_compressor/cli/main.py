@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..families import FAMILIES, module_of
 from . import check_causality, compress, convert, decompress, evaluate, info, offline_tasks, show_borders, train
@@ -42,9 +43,9 @@ class ShowVersion(argparse.Action):
 
 
 def check_utf8(argv: Sequence[str]):
-    """Raises a `ValueError` for an argument that was not UTF-8: no text of a model, and no path that can be shown."""
+    """Raises a `ValueError` for an argument that was not UTF-8, unless it names a file: it is no text of a model."""
     for argument in argv:
-        if any("\udc80" <= character <= "\udcff" for character in argument):
+        if not Path(argument).exists() and any("\udc80" <= character <= "\udcff" for character in argument):
             raise ValueError(f"All arguments must be UTF-8, got {ascii(argument)}.")
 
 
