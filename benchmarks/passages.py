@@ -91,6 +91,7 @@ def scores(
         vectors = summary(model, context[:, -last:], ratio)
         found[f"vectors of the last segment (RMT), {ratio}x"] = last // ratio, after_vectors(model, text, vectors)
         found["no context (base)"] = 0, nats(base, text, input_ids=text)
+    found["full context"] = CONTEXT, after_tokens(model, text, context)
     return found | {FULL: (CONTEXT, after_tokens(base, text, context))}
 
 
