@@ -36,20 +36,13 @@ from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
 from auto_compressor.files.loading import load_tokenizer
 from auto_compressor.lossless.codec import compress_bytes, decompress_bytes, read_header
 from auto_compressor.lossless.vocabulary import vocabulary_of
-from measuring import peak_bytes, print_table, write_rows
+from measuring import cpu_seconds, peak_bytes, print_table, products_per_second, write_rows
 
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", ROOT / "auto_compressor" / "lossless" / "codec.py", BUNDLED_VALIDATION_TEXT]
 CONTAMINATED = {BUNDLED_VALIDATION_TEXT.name: "a Bible: surely in the training data of a published model"}
-PRODUCT = 1024  # rows and columns of the product that the rate is measured with
 NUMBERS = 2**26  # of the sum that the rate of memory is measured with
-
-
-def cpu_seconds(function: Callable[[], object]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 # Compressors of today
@@ -132,11 +125,6 @@ def plain_loop(model: PreTrainedModel, ids: torch.LongTensor) -> float:
         cache = output.past_key_values
         bits -= output.logits[0, -1].log_softmax(-1)[following].item()
     return bits
-
-
-def products_per_second(dtype: torch.dtype) -> float:
-    left, right = (torch.randn(PRODUCT, PRODUCT, dtype=dtype) for _ in range(2))
-    return 2 * PRODUCT**3 / min(cpu_seconds(lambda: left @ right) for _ in range(5))
 
 
 def bytes_per_second() -> float:

@@ -11,10 +11,25 @@ from rich.console import Console
 from rich.table import Table
 
 
+PRODUCT = 1024  # rows and columns of the product that the rate is measured with
+
+
 def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def products_per_second(dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations per second in a large product, on the threads that are set."""
+    left, right = (torch.randn(PRODUCT, PRODUCT, dtype=dtype) for _ in range(2))
+    return 2 * PRODUCT**3 / min(cpu_seconds(lambda: left @ right) for _ in range(10))
 
 
 def in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

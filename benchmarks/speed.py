@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from measuring import peak_bytes, print_table, write_rows
+from measuring import cpu_seconds, peak_bytes, print_table, products_per_second, write_rows
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,6 @@ OPT = {"vocab_size": VOCABULARY, "hidden_size": 256, "num_hidden_layers": 4, "nu
 OPT |= {"word_embed_proj_dim": 256, "max_position_embeddings": 2048}
 SEGMENTS, SEGMENT_LENGTH = (2, 8, 16, 32), 128
 BYTES = 8000  # of the file that is compressed
-PRODUCT = 1024  # rows and columns of the product that the rate is measured with
 KINDS = {  # of operations, by what stands in their names
     "products": ("mm",),
     "attention": ("scaled_dot_product",),
@@ -195,12 +194,6 @@ def serve(make: Callable[[], Callable[[], object]]):
         print(json.dumps(ANSWERS[line.strip()](function)), flush=True)
 
 
-def cpu_seconds(function: Callable[[], object]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 def operations(function: Callable[[], object]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -246,13 +239,6 @@ def shares_of_time(function: Callable[[], object]) -> dict[str, float]:
     return shares | {"between operations": 1 - sum(shares.values())}
 
 
-def products_per_second() -> float:
-    """Floating-point operations per second of one thread in a large product."""
-    torch.set_num_threads(1)
-    left, right = torch.randn(PRODUCT, PRODUCT), torch.randn(PRODUCT, PRODUCT)
-    return 2 * PRODUCT**3 / min(cpu_seconds(lambda: left @ right) for _ in range(10))
-
-
 def measure(work: str, before: Path, repeats: int, rate: float) -> list[dict]:
     """A row for every side of a piece of work."""
     command = [sys.executable, __file__, "--serve", work]
@@ -296,6 +282,7 @@ def main():
         rows = [{"work": work} | shares_of_time(WORK[work][1]("today")) for work in args.only]
         return print_table("shares of the time, one thread", rows)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
     rate, rows = products_per_second(), []
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", "--shared", ROOT, folder], check=True)

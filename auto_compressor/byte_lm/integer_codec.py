@@ -10,18 +10,26 @@ The range coder normalises the weights of 256 bytes in float64: a sum of whole n
 division, and one product for each byte, none of which may be fused or ordered otherwise.
 """
 
-import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..files.coded_file import check_original, check_weights, naming, require
-from ..files.identity import weights_hash
 from ..lossless import codec
-from ..lossless.codec import Progress, Speed, Steps, resolve_num_streams, rows_at
-from ..lossless.header import IDENTITY_DIGITS, LosslessHeader, read_file, read_header, split_numbers, write_file
+from ..lossless.codec import (
+    Progress,
+    Speed,
+    Steps,
+    check_data,
+    new_header,
+    resolve_num_streams,
+    resolve_speed,
+    rows_at,
+)
+from ..lossless.header import LosslessHeader, read_file, split_numbers, write_file
 from ..lossless.range_coding import Decoder, Encoder
 from ..lossless.vocabulary import BYTES
 from .integer_gru import IntegerGRU
@@ -123,28 +131,13 @@ def compress_bytes(
     """
     if window is not None or tokenizer is not None:
         return codec.compress_bytes(model, data, num_streams, window, progress, tokenizer, speed)
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
-    if speed not in SPEEDS:
-        raise ValueError(f"`speed` must be one of {', '.join(SPEEDS)}, got {speed!r}.")
-    num_streams = resolve_num_streams(num_streams, len(data), SPEEDS[speed])
+    check_data(data)
+    num_streams = resolve_num_streams(num_streams, len(data), resolve_speed(speed, SPEEDS))
     kind, (words, bits) = "integers", encode(IntegerGRU(model), bytes(data), num_streams, progress)
     if words.nbytes >= len(data):
         kind, num_streams, words, bits = "stored", 1, whole_words(data), 8.0 * len(data)
-    header = LosslessHeader(
-        model_type=model.config.model_type,
-        model_hash=weights_hash(model)[:IDENTITY_DIGITS],
-        sha256=hashlib.sha256(data).hexdigest(),
-        num_bytes=len(data),
-        num_streams=num_streams,
-        window=0,
-        num_ties=0,
-        ideal_bits=bits,
-        num_symbols=len(data),
-        vocabulary_hash=BYTES.hash[:IDENTITY_DIGITS],
-        coder=kind,
-    )
-    return write_file(header, [], words)
+    header = new_header(model, data, BYTES, num_streams, num_symbols=len(data), window=0)
+    return write_file(replace(header, ideal_bits=bits, coder=kind), [], words)
 
 
 def encode(model: IntegerGRU, data: bytes, num_streams: int, progress: Progress) -> tuple[np.ndarray, float]:
@@ -181,16 +174,18 @@ def decompress_bytes(
         ValueError: for arguments of another type; for what is no such file, or one that is truncated, damaged, of
             another version or made by other weights; and if it decodes to other bytes than its original.
     """
-    if not isinstance(model, GRUByteForCausalLM) or read_header(blob, name).coder == "float64":
+    if not isinstance(model, GRUByteForCausalLM):
         return codec.decompress_bytes(model, blob, progress, name, tokenizer)
-    whole = IntegerGRU(model)
     with naming(name):
         header, body = read_file(blob)
+        if header.coder == "float64":
+            return codec.decompress_bytes(model, blob, progress, name, tokenizer)
         require(header.num_ties == 0, "`num_ties` in its header must be 0", header.num_ties)
         require(header.num_symbols == header.num_bytes, "its symbols must be its bytes", header.num_symbols)
         if header.coder == "integers":
             check_weights(model, header.model_type, header.model_hash)
-            body = decode_streams(whole, header, split_numbers(header, body)[1], progress).tobytes()
+            words = split_numbers(header, body)[1]
+            body = decode_streams(IntegerGRU(model), header, words, progress).tobytes()
         data = body[: header.num_bytes]
         check_original(data, header.sha256)
         return data

@@ -150,11 +150,33 @@ def resolve_window(window: int | None, model: PreTrainedModel, speed: Speed) -> 
     return window
 
 
-def resolve_speed(speed: str, vocabulary: Vocabulary) -> Speed:
-    speeds = BYTE_SPEEDS if vocabulary is BYTES else TOKEN_SPEEDS
+def resolve_speed(speed: str, speeds: dict[str, Speed]) -> Speed:
     if speed not in speeds:
         raise ValueError(f"`speed` must be one of {', '.join(speeds)}, got {speed!r}.")
     return speeds[speed]
+
+
+def check_data(data: bytes):
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
+
+
+def new_header(
+    model: PreTrainedModel, data: bytes, vocabulary: Vocabulary, num_streams: int, num_symbols: int, window: int
+) -> LosslessHeader:
+    """What is known of a file before anything is coded."""
+    return LosslessHeader(
+        model_type=model.config.model_type,
+        model_hash=weights_hash(model)[:IDENTITY_DIGITS],
+        sha256=hashlib.sha256(data).hexdigest(),
+        num_bytes=len(data),
+        num_streams=num_streams,
+        window=window,
+        num_ties=0,
+        ideal_bits=0.0,
+        num_symbols=num_symbols,
+        vocabulary_hash=vocabulary.hash[:IDENTITY_DIGITS],
+    )
 
 
 def compress_bytes(
@@ -192,24 +214,13 @@ def compress_bytes(
             bytes where there is no tokenizer, and one that predicts NaN.
     """
     vocabulary = check_model(model, tokenizer)
-    chosen = resolve_speed(speed, vocabulary)
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
+    chosen = resolve_speed(speed, BYTE_SPEEDS if vocabulary is BYTES else TOKEN_SPEEDS)
+    check_data(data)
     window = resolve_window(window, model, chosen)
     resolve_num_streams(num_streams, 0, chosen)  # refused before the work of making symbols
     symbols = torch.from_numpy(vocabulary.symbols_of(bytes(data)))
-    header = LosslessHeader(
-        model_type=model.config.model_type,
-        model_hash=weights_hash(model)[:IDENTITY_DIGITS],
-        sha256=hashlib.sha256(data).hexdigest(),
-        num_bytes=len(data),
-        num_streams=resolve_num_streams(num_streams, len(symbols), chosen),
-        window=window,
-        num_ties=0,
-        ideal_bits=0.0,
-        num_symbols=len(symbols),
-        vocabulary_hash=vocabulary.hash[:IDENTITY_DIGITS],
-    )
+    num_streams = resolve_num_streams(num_streams, len(symbols), chosen)
+    header = new_header(model, data, vocabulary, num_streams, len(symbols), window)
     streams, encoder = empty_streams(header, vocabulary), Encoder()
     streams.view(-1)[: len(symbols)] = symbols.to(streams.dtype)
     code_streams(encoder, exact_copy(model), vocabulary, streams, header, progress)

@@ -7,6 +7,8 @@ border than a relative 1e-11, the digit is coded as one of equally likely ones, 
 is in proportion to the probability, so it does not depend on the size of the vocabulary: 5 digits in a million.
 """
 
+from abc import ABC, abstractmethod
+
 import constriction
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ def least_bits(counts: np.ndarray, digits: np.ndarray) -> float:
     return float(-np.log2(np.minimum(likely + 2**-14, 1)).sum())
 
 
-class Coder:
+class Coder(ABC):
     """
     What encoding and decoding share: both call `code` with the same distributions, in the same order.
 
@@ -74,9 +76,9 @@ class Coder:
         self.bits -= float(probs.gather(1, symbols[:, None]).log2().sum())
         return symbols
 
+    @abstractmethod
     def code_digits(self, probs: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
         """Codes digits `(rows,)` by distributions `(rows, digits)`."""
-        raise NotImplementedError
 
 
 class Encoder(Coder):
