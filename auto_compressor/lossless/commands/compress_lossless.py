@@ -9,16 +9,16 @@ from .common import add_json_argument, codec_of, coding_progress, load_with_symb
 
 KIND = "causal language models, of tokens or of bytes: any file, without loss"
 SPEEDS = {
-    "fast": "more and shorter streams, less context: a larger file in less time",
-    "best": "fewer and longer streams, more context: a smaller file in more time",
+    "--fast": "more and shorter streams, less context: a larger file in less time",
+    "--best": "fewer and longer streams, more context: a smaller file in more time",
 }
 
 
 def add_options(parser: argparse.ArgumentParser):
     """What `compress` takes for these models beside file, output, model and device."""
     speeds = parser.add_mutually_exclusive_group()
-    for speed, text in SPEEDS.items():
-        flag = f"--{speed}"
+    for flag, text in SPEEDS.items():
+        speed = flag.removeprefix("--")
         speeds.add_argument(flag, dest="speed", action="store_const", const=speed, default="normal", help=text)
     parser.add_argument(
         "--streams",
