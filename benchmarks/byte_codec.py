@@ -8,23 +8,17 @@ Sizes are of whole files, every one restored and compared. Speeds are of both co
 their ratio is that of each round; beside them stands what one byte costs at least. Growth is what bytes cost by the
 whole numbers over what they cost by the float model, in the same streams and without matches.
 
-zstd and brotli are left out where they are not installed. Writes `byte_codec_*.csv` to --output_dir.
+zstd, brotli and zpaq are left out where they are not installed. Writes `byte_codec_*.csv` to --output_dir.
 """
 
 import argparse
-import bz2
-import importlib.util
-import json
-import lzma
-import shutil
-import subprocess
 import time
-from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 import torch
+from compressors import compressed, corpus_documents
 from transformers.utils import logging
 
 from auto_compressor import GRUByteConfig, GRUByteForCausalLM
@@ -53,38 +47,11 @@ FLOAT_BYTES = 4
 # Sizes
 
 
-def corpus_documents(corpus: Path) -> dict[str, bytes]:
-    """The first long documents of the held-out files of a corpus, where there is one."""
-    found = {}
-    for name, number in CORPUS_FILES.items():
-        if (corpus / name).exists():
-            with (corpus / name).open(encoding="utf-8") as file:
-                rows = [row for row in map(json.loads, file) if 10_000 <= len(row["text"]) <= 200_000]
-            found |= {row["source"]: row["text"].encode() for row in rows[:number]}
-    return found
-
-
 def held_out_files(corpus: Path) -> dict[str, bytes]:
     packages = {name: distribution(package).locate_file(name) for package, name in PACKAGE_FILES.items()}
     paths = {name: ROOT / name for name in OWN_FILES} | packages
     files = {name: Path(path).read_bytes() for name, path in paths.items()}
-    return files | {"validation.txt": BUNDLED_VALIDATION_TEXT.read_bytes()} | corpus_documents(corpus)
-
-
-def compressors() -> dict[str, Callable[[bytes], int]]:
-    """Names, and what gives the size of what is compressed."""
-    found = {
-        "xz -9e": lambda data: len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
-        "bzip2 -9": lambda data: len(bz2.compress(data)),
-    }
-    if shutil.which("zstd"):
-        command = ["zstd", "-q", "--ultra", "-22", "-c"]
-        found["zstd -22"] = lambda data: len(subprocess.run(command, input=data, capture_output=True).stdout)
-    if importlib.util.find_spec("brotli"):
-        import brotli
-
-        found["brotli -11"] = lambda data: len(brotli.compress(data, quality=11, lgwin=24))
-    return found
+    return files | {"validation.txt": BUNDLED_VALIDATION_TEXT.read_bytes()} | corpus_documents(corpus, CORPUS_FILES)
 
 
 def measure_sizes(files: dict[str, bytes]) -> list[dict]:
@@ -98,7 +65,7 @@ def measure_sizes(files: dict[str, bytes]) -> list[dict]:
             raise RuntimeError(f"{name} did not come back.")
         rates = len(data) / (middle - start), len(data) / (time.perf_counter() - middle)
         row = {"file": name[-44:], "bytes": len(data), "ours": 8 * len(blob) / len(data)}
-        row |= {other: 8 * size(data) / len(data) for other, size in compressors().items()}
+        row |= {other: 8 * size / len(data) for other, size, _ in compressed(data)}
         rows.append(row | {"compress, bytes/s": rates[0], "decompress, bytes/s": rates[1]})
     return rows
 

@@ -15,22 +15,20 @@ restored and compared. Writes `lossless_table.csv`, `lossless_loop.csv` and `los
 """
 
 import argparse
-import bz2
-import importlib.util
-import lzma
 import math
-import resource
-import shutil
 import statistics
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
+from compressors import compressed, corpus_documents
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from auto_compressor.byte_lm.bundled_model import load_bundled_byte_model
+from auto_compressor.byte_lm.integer_codec import compress_bytes as compress_integers
+from auto_compressor.byte_lm.integer_codec import decompress_bytes as decompress_integers
 from auto_compressor.files.bases import resolve_base
 from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
 from auto_compressor.files.loading import load_tokenizer
@@ -41,76 +39,59 @@ from measuring import cpu_seconds, peak_bytes, print_table, products_per_second,
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "README.md", ROOT / "auto_compressor" / "lossless" / "codec.py", BUNDLED_VALIDATION_TEXT]
-CONTAMINATED = {BUNDLED_VALIDATION_TEXT.name: "a Bible: surely in the training data of a published model"}
+CORPUS_FILES = {"prose.jsonl": 1, "entries.jsonl": 1}  # old prose and an encyclopedia, and how many documents
+OWN_FILES = ["README.md", "codec.py"]  # newer than any published model; others may be in its training data
 NUMBERS = 2**26  # of the sum that the rate of memory is measured with
 
 
-# Compressors of today
+# Files
 
 
-def run_program(command: list[str], data: bytes) -> bytes:
-    return subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout
+def texts(files: list[Path] | None, corpus: Path) -> dict[str, bytes]:
+    """Files that are asked for, or those of this project and long documents of a corpus."""
+    found = {path.name: path.read_bytes() for path in files or FILES}
+    return found if files else found | corpus_documents(corpus, CORPUS_FILES)
 
 
-def compressors() -> dict[str, Callable[[bytes], bytes]]:
-    """Those that are installed."""
-    found: dict[str, Callable[[bytes], bytes]] = {
-        "xz -9e": partial(lzma.compress, preset=9 | lzma.PRESET_EXTREME),
-        "bzip2 -9": bz2.compress,
-    }
-    if shutil.which("zstd"):
-        found["zstd --ultra -22"] = partial(run_program, ["zstd", "--ultra", "-22", "-c"])
-    if importlib.util.find_spec("brotli"):
-        import brotli
-
-        found["brotli 11"] = partial(brotli.compress, quality=11, lgwin=24)
-    if importlib.util.find_spec("zpaq"):
-        import zpaq
-
-        found["zpaq -m5"] = lambda data: zpaq.compress(data, level=5, threads=1)
-    return found
-
-
-def children_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def table_row(name: str, how: str, data: bytes, blob: bytes, seconds: float, restoring: float | None = None) -> dict:
+def table_row(name: str, how: str, data: bytes, size: int, seconds: float, restoring: float | None = None) -> dict:
     return {
-        "file": name,
+        "file": name[-30:],
         "bytes": len(data),
-        "contaminated": "yes" if name in CONTAMINATED and "model" in how else "",
         "by": how,
-        "bits per byte": 8 * len(blob) / max(len(data), 1),
+        "bits per byte": 8 * size / len(data),
         "bytes/s": len(data) / max(seconds, 1e-3),
         "bytes/s back": None if restoring is None else len(data) / max(restoring, 1e-3),
+        "contaminated": "likely" if how.startswith("smollm2") and name not in OWN_FILES else "",
     }
 
 
-def table(files: list[Path], most: int, model: PreTrainedModel, tokenizer, speed: str) -> list[dict]:
-    rows = []
-    for path in files:
-        data = path.read_bytes()[:most]
-        for how, compress in compressors().items():
-            start, before = time.process_time(), children_seconds()
-            blob = compress(data)
-            seconds = time.process_time() - start + children_seconds() - before
-            rows.append(table_row(path.name, how, data, blob, seconds))
-        rows.append(model_row(path.name, data, model, tokenizer, speed))
-        print(rows[-1], flush=True)
-    return rows
-
-
-def model_row(name: str, data: bytes, model: PreTrainedModel, tokenizer, speed: str) -> dict:
+def model_row(name: str, data: bytes, model_name: str, model: PreTrainedModel, tokenizer, speed: str) -> dict:
     start = time.process_time()
     blob = compress_bytes(model, data, tokenizer=tokenizer, speed=speed)
     middle = time.process_time()
     if decompress_bytes(model, blob, tokenizer=tokenizer) != data:
         raise SystemExit(f"{name} came back otherwise.")
     restoring = time.process_time() - middle
-    how = f"model, {speed}, {read_header(blob).num_streams} streams"
-    return table_row(name, how, data, blob, middle - start, restoring)
+    how = f"{model_name}, {speed}, {read_header(blob).num_streams} streams"
+    return table_row(name, how, data, len(blob), middle - start, restoring)
+
+
+def integers_row(name: str, data: bytes) -> dict:
+    """The byte model that comes with the package, in whole numbers."""
+    model, start = load_bundled_byte_model(), time.process_time()
+    blob = compress_integers(model, data)
+    middle = time.process_time()
+    if decompress_integers(model, blob) != data:
+        raise SystemExit(f"{name} came back otherwise.")
+    return table_row(name, "bytes", data, len(blob), middle - start, time.process_time() - middle)
+
+
+def table(files: dict[str, bytes], model_name: str, model: PreTrainedModel, tokenizer, speed: str) -> Iterator[dict]:
+    for name, data in files.items():
+        for how, size, seconds in compressed(data):
+            yield table_row(name, how, data, size, seconds)
+        yield integers_row(name, data)
+        yield model_row(name, data, model_name, model, tokenizer, speed)
 
 
 # Streams against a loop
@@ -234,8 +215,9 @@ def windows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: by
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--files", nargs="+", type=Path, default=FILES, help="files to compress (default: bundled ones)"
+        "--files", nargs="+", type=Path, help="files to compress (default: some of this project and of --corpus)"
     )
+    parser.add_argument("--corpus", type=Path, default=Path("build/corpus"))
     parser.add_argument("--bytes", type=int, default=20_000, help="first bytes of every file (default: %(default)s)")
     parser.add_argument("--model", default="smollm2", help="causal language model (default: %(default)s)")
     parser.add_argument("--speed", default="fast", choices=["fast", "normal", "best"], help="(default: %(default)s)")
@@ -249,7 +231,8 @@ def main():
     folder = resolve_base(args.model)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     tokenizer = load_tokenizer(folder)
-    data = args.files[0].read_bytes()[: args.bytes]
+    files = {name: data[: args.bytes] for name, data in texts(args.files, args.corpus).items()}
+    data = next(iter(files.values()))
     if args.only in (None, "windows"):
         rows = windows(model, tokenizer, data)
         write_rows(rows, args.output_dir / "lossless_windows.csv")
@@ -259,11 +242,12 @@ def main():
         write_rows(rows, args.output_dir / "lossless_loop.csv")
         print_table("streams against a loop, one thread", rows)
     if args.only in (None, "table"):
-        rows = table(args.files, args.bytes, model, tokenizer, args.speed)
+        rows = []
+        for row in table(files, args.model, model, tokenizer, args.speed):
+            rows.append(row)
+            print(row, flush=True)
         write_rows(rows, args.output_dir / "lossless_table.csv")
         print_table("files without loss, one thread", rows)
-        for name, why in CONTAMINATED.items():
-            print(f"{name}: {why}.")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ FIELDS = {
 
 
 def pack(adapters: Path, output_dir: Path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["pack_adapters.py", str(adapters), "--output_dir", str(output_dir)])
-    runpy.run_path(str(ROOT / "run/pack_adapters.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["pack_bundled.py", str(adapters), "--output_dir", str(output_dir)])
+    runpy.run_path(str(ROOT / "run/pack_bundled.py"), run_name="__main__")
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_an_error_leaves_nothing(base, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("value", "message"), [(1e6, "must fit the range of float16"), (0, "must have 100 bytes")])
 def test_what_cannot_be_packed(base, tmp_path, monkeypatch, value, message):
     train_and_pack(base, tmp_path / "trained", monkeypatch)
-    program = runpy.run_path(str(ROOT / "run/pack_adapters.py"))
+    program = runpy.run_path(str(ROOT / "run/pack_bundled.py"))
     program["packed_weights"].__globals__["MOST_BYTES"] = 100 if value == 0 else 10**7
     weights = tmp_path / "trained/adapter_model.safetensors"
     tensors = load_file(weights)

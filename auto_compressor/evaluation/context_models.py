@@ -247,7 +247,7 @@ class MergingCacheLM(ContextLM):
         if compressor is None:
             self.compressor = ActivationCompressor.from_base(self.model)
         else:
-            self.compressor = load(AutoModel, compressor).eval()
+            self.compressor = load(AutoModel, resolve_base(compressor)).eval()
         self.compressor.to(self._device)
         self.ratio = self.compressor.config.compression_ratio if ratio is None else float(ratio)
 

