@@ -14,7 +14,11 @@ from .moved_modules import MovedModules
 
 
 # module of this package -> its public names
-PUBLIC_NAMES = {"tokenization_bytes": ["ByteTokenizer"], "files.hub": ["push_folder"]}
+PUBLIC_NAMES = {
+    "tokenization_bytes": ["ByteTokenizer"],
+    "files.bases": ["load_base_model"],
+    "files.hub": ["push_folder"],
+}
 PUBLIC_NAMES |= {
     f"{family}.{module}": names for family in FAMILIES for module, names in module_of(family).PUBLIC_NAMES.items()
 }

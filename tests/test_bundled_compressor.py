@@ -1,4 +1,4 @@
-"""The AutoCompressor of SmolLM2 that comes with the package, `smollm2-ac`: packing it, what lies there, loading it."""
+"""What comes with the package for SmolLM2, `smollm2-ac` and `smollm2-cache`: packing, what lies there, loading."""
 
 import json
 import runpy
@@ -14,11 +14,12 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 from args import ModelArguments
+from auto_compressor import ActivationCompressor, load_activation_compressor, load_base_model
 from auto_compressor.autocompressor.adapters import save_adapters
 from auto_compressor.autocompressor.bases import load_autocompressor
 from auto_compressor.autocompressor.family import lora_config
 from auto_compressor.files import bases
-from auto_compressor.files.bundled import BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_TOKENIZER
+from auto_compressor.files.bundled import BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_SMOLLM2_CACHE, BUNDLED_TOKENIZER
 
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,51 @@ def test_what_cannot_be_packed(base, tmp_path, monkeypatch, value, message):
         program["packed_weights"](weights)
 
 
+@torch.no_grad()
+def test_a_packed_compressor_of_caches(base, tmp_path, monkeypatch, capsys):
+    model = load_base_model(str(base))
+    trained = ActivationCompressor.from_base(model)
+    randomize_(trained, seed=0)
+    trained.save_pretrained(tmp_path / "trained")
+    pack(tmp_path / "trained", tmp_path / "packed", monkeypatch)
+    assert str(tmp_path) not in (tmp_path / "packed/config.json").read_text()
+    monkeypatch.setitem(bases.BUNDLED_MODELS, "smollm2-cache", tmp_path / "packed")
+    packed, ids = load_activation_compressor("smollm2-cache"), random_ids(1, 120)
+    assert_close(packed.state_dict(), trained.state_dict(), rtol=2**-11, atol=0)  # those of float16
+    with packed.attach(model):
+        cache = packed.compress(model, ids)
+    assert cache.num_bytes < 120 * 2 * 4 * model.config.num_hidden_layers * model.config.hidden_size
+
+
+def test_another_model_is_no_compressor_of_caches(base):
+    with pytest.raises(ValueError, match=f"^{base} must be an activation_compressor, it is of the type llama.$"):
+        load_activation_compressor(str(base))
+
+
+def test_nothing_to_pack(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        pack(tmp_path, tmp_path / "packed", monkeypatch)
+    assert f"{tmp_path} must have one of adapter_model.safetensors, model.safetensors." in capsys.readouterr().err
+
+
 # What lies in the package
+
+
+def has_no_path(folder: Path) -> bool:
+    texts = [path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md")]
+    return not any(part in text for text in texts for part in ("/root", "/work", "/home", "/tmp"))
+
+
+def test_the_bundled_compressor_of_caches():
+    tensors = load_file(BUNDLED_SMOLLM2_CACHE / "model.safetensors")
+    assert sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point()) < 20_000
+    plain = ActivationCompressor(load_activation_compressor("smollm2-cache").config).state_dict()
+    assert any((tensors[name].float() - plain[name]).abs().max() > 0.01 for name in tensors)  # it was trained
+    config = json.loads((BUNDLED_SMOLLM2_CACHE / "config.json").read_text())
+    assert (config["base_name_or_path"], config["num_hidden_layers"], config["head_dim"]) == ("smollm2", 30, 64)
+    assert has_no_path(BUNDLED_SMOLLM2_CACHE)
+    card = (BUNDLED_SMOLLM2_CACHE / "README.md").read_text()
+    assert all(word in card for word in ("license: apache-2.0", "base_model:", "load_activation_compressor"))
 
 
 def test_the_bundled_adapters():
@@ -125,8 +170,6 @@ def test_the_bundled_adapters():
     assert tensors["base_model.model.summary_projection.weight"].abs().max() > 0
     config = json.loads((BUNDLED_SMOLLM2_ADAPTERS / "config.json").read_text())
     assert (config["model_type"], config["hidden_size"]) == ("llama_autocompressor", 576)
-    for path in BUNDLED_SMOLLM2_ADAPTERS.iterdir():
-        if path.suffix in (".json", ".md"):
-            assert not any(part in path.read_text() for part in ("/root", "/work", "/home", "/tmp"))
+    assert has_no_path(BUNDLED_SMOLLM2_ADAPTERS)
     card = (BUNDLED_SMOLLM2_ADAPTERS / "README.md").read_text()
     assert all(word in card for word in ("license: apache-2.0", "base_model:", "load_autocompressor"))

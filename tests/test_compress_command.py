@@ -104,13 +104,10 @@ def test_compress_is_what_the_older_verbs_do(run, tmp_path):
     "command, model, options, message",
     [
         ("compress", "byte_lm", ["--lossless"], ": it is for hierarchical"),
-        (
-            "compress",
-            "hierarchical",
-            ["--segment-length", "3"],
-            ": it is for AutoCom",
-        ),
+        ("compress", "hierarchical", ["--segment-length", "3"], ": it is for AutoCom"),
         ("compress", "continuous", ["--lossless"], ": it is for hierarchical"),
+        ("compress", "autocompressor", ["--fast"], "--fast must not be given with"),
+        ("compress", "autocompressor", ["--best"], "--best must not be given with"),
         ("decompress", "autocompressor", [], "is of the type llama_autocompressor, it must be one of"),
     ],
 )

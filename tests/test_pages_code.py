@@ -61,12 +61,12 @@ def autocompressors(checkpoints: Path, hub: Path):
     """The quickstart's two, a published one, and one whose summaries have any length."""
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     llama = ac.LlamaAutoCompressorConfig(**LLAMA, **IDS, summary_length=2, segment_length=32)
-    models = {checkpoints / "quickstart_tiny/autocompressor": ac.LlamaAutoCompressorModel(llama)}
+    names = ("autocompressor", "full_attention")
+    models = {checkpoints / "quickstart_tiny" / name: ac.LlamaAutoCompressorModel(llama) for name in names}
     models[hub / "princeton-nlp/AutoCompressor-2.7b-6k"] = ac.OPTAutoCompressorModel(
         ac.OPTAutoCompressorConfig(**OPT, **IDS, summary_length=2)
     )
     models[hub / "HuggingFaceTB/SmolLM2-135M-Instruct"] = LlamaForCausalLM(LlamaConfig(**LLAMA, **IDS))
-    models[checkpoints / "quickstart_tiny/full_attention"] = models[hub / "HuggingFaceTB/SmolLM2-135M-Instruct"]
     for folder, model in models.items():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -121,6 +121,7 @@ def inside(workspace, monkeypatch):
     # SmolLM2 needs weights that are not here.
     stand_in = workspace / "checkpoints/quickstart_tiny/autocompressor"
     monkeypatch.setattr(bases, "smollm2_compressor", lambda: stand_in)
+    monkeypatch.setattr(bases, "smollm2_checkpoint", lambda: workspace / "HuggingFaceTB/SmolLM2-135M-Instruct")
     for mapping in (configuration_auto.CONFIG_MAPPING, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING):
         monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
 

@@ -2,6 +2,7 @@
 
 # module -> the names in it that are public
 PUBLIC_NAMES = {
+    "bases": ["load_activation_compressor"],
     "cache_policies": ["POLICIES"],
     "configuration_activation_compressor": ["ActivationCompressorConfig"],
     "merging_cache": ["MergingCache", "merging_attention"],

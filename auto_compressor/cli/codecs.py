@@ -36,18 +36,20 @@ def model_type_of(name: str) -> str:
     return load(AutoConfig, resolve_base(name), problem=f"Cannot load the model {name!r}").model_type
 
 
-def options_of(command: ModuleType) -> dict[str, argparse.Action]:
+def options_of(command: ModuleType) -> list[argparse.Action]:
     parser = argparse.ArgumentParser(add_help=False)
     command.add_options(parser)
-    return {action.dest: action for action in parser._actions}
+    return parser._actions
 
 
 def check_options(args: argparse.Namespace, command: ModuleType, direction: str):
     """Raises a `ValueError` for an option that belongs to another kind of model."""
-    own = options_of(command)
+    own = {action.dest for action in options_of(command)}
     for other in commands_by_type(direction).values():
-        for dest, action in options_of(other).items():
-            if dest not in own and getattr(args, dest) != action.default:
+        for action in options_of(other):
+            given = getattr(args, action.dest)
+            # Several flags may set one value, each of them its own.
+            if action.dest not in own and given != action.default and action.const in (None, given):
                 option = action.option_strings[0]
                 raise ValueError(f"{option} must not be given with {args.model}: it is for {other.KIND}.")
 

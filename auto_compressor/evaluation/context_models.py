@@ -19,14 +19,15 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..activation_compressor.bases import load_activation_compressor
 from ..activation_compressor.cache_policies import POLICIES
 from ..activation_compressor.modeling_activation_compressor import ActivationCompressor
 from ..autocompressor.bases import load_autocompressor
 from ..cache_names import as_cache
 from ..files.bases import load_base_model, resolve_base
-from ..files.loading import load, load_tokenizer
+from ..files.loading import load_tokenizer
 
 
 DEMONSTRATIONS_END = "\n\n"  # what lm-eval puts behind each solved example
@@ -247,7 +248,7 @@ class MergingCacheLM(ContextLM):
         if compressor is None:
             self.compressor = ActivationCompressor.from_base(self.model)
         else:
-            self.compressor = load(AutoModel, resolve_base(compressor)).eval()
+            self.compressor = load_activation_compressor(compressor)
         self.compressor.to(self._device)
         self.ratio = self.compressor.config.compression_ratio if ratio is None else float(ratio)
 

@@ -34,7 +34,10 @@ OFFLINE_BASES = (
 
 
 def resolve_base(name: str) -> str:
-    """Returns the folder of an offline model (`tiny`, `bytes`, `smollm2`, `smollm2-ac`, `smollm2-cache`); any other name as it is."""
+    """
+    Returns the folder of an offline model (`tiny`, `bytes`, `smollm2`, `smollm2-ac`, `smollm2-cache`); any other name
+    as it is.
+    """
     if name in BUNDLED_MODELS:
         return str(BUNDLED_MODELS[name])
     makers = {"smollm2": smollm2_checkpoint, "smollm2-ac": smollm2_compressor}
