@@ -5,7 +5,6 @@ Both engines call the same function on the same batches, columns in and columns 
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from .store import Document, StoreSettings
 
 Columns = dict[str, list]
 Shard = tuple[list[Document], list[torch.Tensor], list[int]]
-CPUS_PER_ACTOR = 0.5  # Ray's own tasks need a share of every CPU: two actors of 1 on two CPUs would never start
 
 
 class Compressor:
@@ -107,23 +105,27 @@ def compress_with_ray(
     shard_size: int,
     num_actors: int,
 ) -> Iterator[Shard]:
-    """The shards as they are done, by Ray Data with an actor for each device, or half a CPU each."""
+    """The shards as they are done, by actors of Ray: one for each GPU at most, or without GPUs."""
     import ray
+    from ray.util import ActorPool
 
     class Actor:
         def __init__(self):
             self.compressor = make()
 
-        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return self.compressor(batch)
+        def compress(self, columns: Columns) -> Columns:
+            return self.compressor(columns)
 
-    resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": CPUS_PER_ACTOR}
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
-    rows = [{"source": document.source, "text": document.text} for document in documents]
-    data = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // shard_size)))
-    done = data.map_batches(Actor, batch_size=shard_size, concurrency=num_actors, **resources)
-    for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
-        yield read_columns({name: list(values) for name, values in batch.items()}, settings)
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    actor = ray.remote(Actor).options(num_gpus=min(num_gpus, 1), scheduling_strategy="SPREAD")
+    pool = ActorPool([actor.remote() for _ in range(min(num_actors, num_gpus or num_actors))])
+    for shard in shards_of(documents, shard_size):
+        if not pool.has_free():  # no more texts are read than the actors work on
+            yield read_columns(pool.get_next_unordered(), settings)
+        pool.submit(lambda free, columns: free.compress.remote(columns), columns_of(shard))
+    while pool.has_next():
+        yield read_columns(pool.get_next_unordered(), settings)
 
 
 __all__ = ["Compressor", "compress_here", "compress_with_ray"]
