@@ -178,12 +178,16 @@ def asked_by_peft() -> bool:
     return any(frame.f_globals.get("__name__") == "peft.auto" for frame, _ in traceback.walk_stack(None))
 
 
-def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
-    """`from_pretrained` of a folder of adapters, or of what lies beside them as their base."""
-    for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
-        kwargs.pop(name, None)
-    merges = is_adapter(folder) and not asked_by_peft()
-    model = (load_merged if merges else load_adapted_base)(model_class, folder, **kwargs)
+def load_with_adapters(model_class: type, name: str, folder: str, output_loading_info: bool = False, **kwargs):
+    """`from_pretrained` of adapters by their name and folder, or of what lies in the folder as their base."""
+    for option in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
+        kwargs.pop(option, None)
+    if is_adapter(folder) and not asked_by_peft():
+        model = load_merged(model_class, folder, **kwargs)
+        # Other weights than those of the base: adapters of their own, and stores, name what they belong to.
+        model.name_or_path = model.config.name_or_path = name
+    else:
+        model = load_adapted_base(model_class, folder, **kwargs)
     nothing: dict[str, Any] = {
         "missing_keys": set(),
         "unexpected_keys": set(),
