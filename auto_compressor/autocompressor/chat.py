@@ -63,7 +63,7 @@ class Chat:
         self.segment_length = model.default_segment_length
         self.max_tokens = max_tokens or 4 * self.segment_length
         self.context_length = context_length(model.config)
-        self.num_given = 0 if softprompt is None else softprompt.shape[1]  # vectors that are dropped last
+        self.num_given = self.num_vectors  # vectors that are dropped last
         self.has_forgotten = False
         self.messages: list[Message] = []
         self.text = ""  # of the messages, as far as it is in `ids` or was compressed
@@ -73,6 +73,10 @@ class Chat:
             self.messages.append({"role": "system", "content": system})
         if compress_system:
             self.compress_system(system)
+
+    @property
+    def num_vectors(self) -> int:
+        return 0 if self.softprompt is None else self.softprompt.shape[1]
 
     def check_template(self, system: str | None):
         """Raises a `ValueError` for a template that writes earlier messages otherwise when later ones follow."""
@@ -96,7 +100,7 @@ class Chat:
             raise ValueError("`compress_system` needs a chat template that writes the system prompt as it is.")
         self.read(begin[: begin.rindex(system.strip()) + len(system.strip())])
         self.compress(self.ids.shape[1])
-        self.num_given = self.softprompt.shape[1]
+        self.num_given = self.num_vectors
 
     def say(self, role: str, content: str):
         """Adds a message of the user or the assistant to what the model reads next."""
@@ -125,7 +129,7 @@ class Chat:
 
     def keep(self, num_vectors: int):
         """Drops all summary vectors but so many: the oldest of the conversation first, then those it began with."""
-        if self.softprompt is None or self.softprompt.shape[1] <= num_vectors:
+        if self.softprompt is None or self.num_vectors <= num_vectors:
             return
         given, others = self.softprompt[:, : self.num_given], self.softprompt[:, self.num_given :]
         self.num_given = min(self.num_given, max(0, num_vectors))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,12 @@ from transformers.utils import PushInProgress
 
 from ..files.hub import start_push
 from .muon import muon_with_adamw
+
+
+if TYPE_CHECKING:  # what a mixin stands in front of
+    from transformers import Trainer
+else:
+    Trainer = object
 
 
 def longest_first(dataset: Any) -> list[int] | None:
@@ -53,7 +59,7 @@ class SaveOnTime(TrainerCallback):
         self.saved_at = time.monotonic()
 
 
-class TrainerMixin:
+class TrainerMixin(Trainer):
     """
     Goes before [`~transformers.Trainer`] among the bases of a trainer whose steps `track` values by name.
 
