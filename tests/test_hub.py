@@ -159,6 +159,7 @@ base = AutoModelForCausalLM.from_pretrained(f"{local}/adapted_base")
 assert not messages, messages
 adapted = PeftModel.from_pretrained(base, "user/adapters").eval()
 torch.testing.assert_close(outputs_of(merged), outputs_of(adapted), rtol=1e-4, atol=1e-4)
+assert merged.name_or_path == merged.config.name_or_path == "user/adapters"
 assert merged.config.summary_length == 3 and isinstance(merged.summary_norm.weight, torch.nn.Parameter)
 unmerged = AutoPeftModelForCausalLM.from_pretrained("user/adapters").eval()
 torch.testing.assert_close(outputs_of(unmerged), outputs_of(adapted), rtol=0, atol=0)
