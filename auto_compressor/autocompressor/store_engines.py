@@ -5,6 +5,7 @@ Both engines call the same function on the same batches, columns in and columns 
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .store import Document, StoreSettings
 
 Columns = dict[str, list]
 Shard = tuple[list[Document], list[torch.Tensor], list[int]]
+CPUS_PER_ACTOR = 0.5  # Ray's own tasks need a share of every CPU: two actors of 1 on two CPUs would never start
 
 
 class Compressor:
@@ -105,27 +107,31 @@ def compress_with_ray(
     shard_size: int,
     num_actors: int,
 ) -> Iterator[Shard]:
-    """The shards as they are done, by actors of Ray: one for each GPU at most, or without GPUs."""
+    """
+    The shards as they are done, by Ray Data with an actor for each device, or half a CPU each.
+
+    Texts wait in Ray's object store, which goes on on disk when it is full: this process holds those of one shard.
+    """
+    import pyarrow
     import ray
-    from ray.util import ActorPool
 
     class Actor:
         def __init__(self):
             self.compressor = make()
 
-        def compress(self, columns: Columns) -> Columns:
-            return self.compressor(columns)
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            return self.compressor(batch)
 
+    resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": CPUS_PER_ACTOR}
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    actor = ray.remote(Actor).options(num_gpus=min(num_gpus, 1), scheduling_strategy="SPREAD")
-    pool = ActorPool([actor.remote() for _ in range(min(num_actors, num_gpus or num_actors))])
-    for shard in shards_of(documents, shard_size):
-        if not pool.has_free():  # no more texts are read than the actors work on
-            yield read_columns(pool.get_next_unordered(), settings)
-        pool.submit(lambda free, columns: free.compress.remote(columns), columns_of(shard))
-    while pool.has_next():
-        yield read_columns(pool.get_next_unordered(), settings)
+    blocks = [ray.put(pyarrow.table(columns_of(shard))) for shard in shards_of(documents, shard_size)]
+    if not blocks:
+        return
+    done = ray.data.from_arrow_refs(blocks).map_batches(
+        Actor, batch_size=shard_size, concurrency=num_actors, **resources
+    )
+    for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
+        yield read_columns({name: list(values) for name, values in batch.items()}, settings)
 
 
 __all__ = ["Compressor", "compress_here", "compress_with_ray"]

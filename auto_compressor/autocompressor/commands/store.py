@@ -41,14 +41,10 @@ def add_document_options(parser: argparse.ArgumentParser):
         "--engine",
         default="datasets",
         choices=["datasets", "ray"],
-        help="who calls the model: datasets, in this process, or ray, in several (default: %(default)s)",
+        help="who calls the model: datasets, in this process, or ray, with an actor for each device (default:"
+        " %(default)s)",
     )
-    parser.add_argument(
-        "--actors",
-        type=int,
-        default=2,
-        help="processes of --engine ray, one for each GPU at most (default: %(default)s)",
-    )
+    parser.add_argument("--actors", type=int, default=2, help="actors of --engine ray (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="texts side by side (default: %(default)s)")
     parser.add_argument(
         "--shard-size", type=int, default=64, help="documents that are written at a time (default: %(default)s)"
