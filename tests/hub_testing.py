@@ -16,7 +16,7 @@ class Hub(ThreadingHTTPServer):
 
     Attributes:
         repositories (`dict[str, dict[str, bytes]]`): What was pushed.
-        commits (`list[tuple[str, str, list[str]]]`): Repository, message and files of every commit.
+        commits (`list[tuple[str, str, dict[str, bytes]]]`): Repository, message and files of every commit.
         unknown (`list[str]`): Requests that it has no answer to.
     """
 
@@ -98,7 +98,7 @@ class Request(BaseHTTPRequestHandler):
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.blobs[value["oid"]]
         self.server.repositories[name] |= files
-        self.server.commits.append((name, lines[0]["value"]["summary"], sorted(files)))
+        self.server.commits.append((name, lines[0]["value"]["summary"], files))
         revision = self.server.revision(name)
         self.answer(
             {"commitUrl": f"{self.server.url}/{name}/commit/{revision}", "commitOid": revision, "hookOutput": ""}

@@ -124,6 +124,10 @@ run += " --train_file a.txt --validation_file b.txt"
 for name in "ab":
     Path(f"{name}.txt").write_text("In the beginning God created the heavens and the earth. " * 8)
 main(f"{run} --output_dir run --push_to_hub true --hub_model_id user/run".split())
+run = "--model_name_or_path user/base --lora true --lora_r 2 --do_train --max_steps 2 --save_steps 1 --block_size 16"
+run += " --segment_lengths 8 8 --summary_length 2 --training_substeps 1 --warmup_steps 0 --max_train_samples 4"
+run += " --use_cpu --report_to none --disable_tqdm true --train_file a.txt --output_dir lora --hub_always_push true"
+main(f"{run} --push_to_hub true --hub_model_id user/lora".split())
 """
 
 LOAD_WITHOUT = f"""{WITHOUT_PACKAGE}{PROGRAM}
@@ -155,7 +159,10 @@ base = AutoModelForCausalLM.from_pretrained(f"{local}/adapted_base")
 assert not messages, messages
 adapted = PeftModel.from_pretrained(base, "user/adapters").eval()
 torch.testing.assert_close(outputs_of(merged), outputs_of(adapted), rtol=1e-4, atol=1e-4)
+assert merged.name_or_path == merged.config.name_or_path == "user/adapters"
 assert merged.config.summary_length == 3 and isinstance(merged.summary_norm.weight, torch.nn.Parameter)
+unmerged = AutoPeftModelForCausalLM.from_pretrained("user/adapters").eval()
+torch.testing.assert_close(outputs_of(unmerged), outputs_of(adapted), rtol=0, atol=0)
 for name in ("embed_summary", "summary_norm"):
     ours, theirs = (getattr(model, name).state_dict() for model in (merged, adapted.merge_and_unload()))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -202,6 +209,19 @@ def test_adapters_load_by_peft_and_merged(hub, folder):
     base = json.loads(hub.repositories["user/adapters"]["adapted_base/base.json"])
     assert config["base_model_name_or_path"] == "user/adapters" and base == {"base_model_name_or_path": "user/base"}
     assert "model.safetensors" not in hub.repositories["user/adapters"]
+
+
+def test_a_run_pushes_adapters_that_load_while_it_goes_on(hub, folder):
+    """No commit names folders of this machine, or holds what the run keeps for itself."""
+    commits = [(message, files) for name, message, files in hub.commits if name == "user/lora"]
+    saved = [f"Training in progress, step {step}" for step in (1, 2)]
+    assert [message for message, _ in commits] == [*saved, "Model save", "Upload folder"]
+    for _, files in commits:
+        config = json.loads(files["adapter_config.json"])
+        assert config["base_model_name_or_path"] == "user/lora" and "adapter_model.safetensors" in files
+        assert json.loads(files["adapted_base/base.json"]) == {"base_model_name_or_path": "user/base"}
+        assert not any(str(folder).encode() in content for content in files.values())
+        assert not any(path.startswith(("checkpoint-", "run_settings", "training_args")) for path in files)
 
 
 def families_of(hub):

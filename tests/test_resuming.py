@@ -145,6 +145,18 @@ def test_every_loader_gives_the_trained_model(loader, targets, tmp_path):
     torch.testing.assert_close(loaded(input_ids=ids, segment_lengths=[12, 12]).logits, expected, rtol=0, atol=1e-5)
 
 
+def test_adapters_of_merged_adapters(tmp_path):
+    """Their base is the model with the first adapters merged, and not the one below."""
+    adapted_model(tmp_path, ["q_proj"], tied=True)
+    merged, ids = LlamaAutoCompressorModel.from_pretrained(tmp_path / "adapters"), torch.randint(3, 64, (2, 24))
+    assert merged.name_or_path == merged.config.name_or_path == str(tmp_path / "adapters")
+    second = get_peft_model(merged, LoraConfig(task_type="CAUSAL_LM", target_modules=["v_proj"])).eval()
+    save_adapters(second, type(second).save_pretrained, str(tmp_path / "second"))
+    loaded = LlamaAutoCompressorModel.from_pretrained(tmp_path / "second").eval()
+    expected = second(input_ids=ids, segment_lengths=[12, 12]).logits
+    torch.testing.assert_close(loaded(input_ids=ids, segment_lengths=[12, 12]).logits, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "targets, fields",
     [

@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -168,11 +169,25 @@ def load_merged(model_class: type[PreTrainedModel], folder: str, **kwargs: Any) 
     return merged
 
 
-def load_with_adapters(model_class: type, folder: str, output_loading_info: bool = False, **kwargs):
-    """`from_pretrained` of a folder of adapters, or of what lies beside them as their base."""
-    for name in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
-        kwargs.pop(name, None)
-    model = (load_merged if is_adapter(folder) else load_adapted_base)(model_class, folder, **kwargs)
+def asked_by_peft() -> bool:
+    """
+    Whether `AutoPeftModelForCausalLM` loads a base, on which it will put the adapters itself.
+
+    On the hub, that base has the name of the adapters, and no argument says what it is loaded for.
+    """
+    return any(frame.f_globals.get("__name__") == "peft.auto" for frame, _ in traceback.walk_stack(None))
+
+
+def load_with_adapters(model_class: type, name: str, folder: str, output_loading_info: bool = False, **kwargs):
+    """`from_pretrained` of adapters by their name and folder, or of what lies in the folder as their base."""
+    for option in ("trust_remote_code", "adapter_kwargs", "adapter_name"):
+        kwargs.pop(option, None)
+    if is_adapter(folder) and not asked_by_peft():
+        model = load_merged(model_class, folder, **kwargs)
+        # Other weights than those of the base: adapters of their own, and stores, name what they belong to.
+        model.name_or_path = model.config.name_or_path = name
+    else:
+        model = load_adapted_base(model_class, folder, **kwargs)
     nothing: dict[str, Any] = {
         "missing_keys": set(),
         "unexpected_keys": set(),

@@ -3,10 +3,22 @@
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..files.chat_template import Message, render
 from .control_tokens import check_tokenizer
+
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_NEW_TOKENS = 20  # of `generate`, where nothing else is said
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Summary vectors and tokens, read and generated, that a model takes together."""
+    most, window = config.max_position_embeddings, getattr(config, "sliding_window", None)
+    return most if window is None else min(most, window)
 
 
 class Chat:
@@ -14,7 +26,10 @@ class Chat:
     A conversation in the chat template of a model, which may go on for ever: what does not fit is compressed.
 
     The turns are read as one text. As soon as more than `max_tokens` of it are not compressed, the whole segments of
-    all turns but the last are, behind the summary vectors that there are.
+    all turns but the last are, behind the summary vectors that there are. The text takes half of the model's context
+    at most: of a turn that is longer, the beginning is compressed too. When the vectors no longer fit beside the text
+    and the tokens to generate, the oldest of the conversation are dropped, and last those of `softprompt` and of the
+    system prompt.
 
     Args:
         model (`PreTrainedModel`): An AutoCompressor in evaluation mode, trained on such conversations or merged into
@@ -23,7 +38,8 @@ class Chat:
         system (`str`, *optional*): What the model is told first; it is compressed at once with `compress_system`.
         compress_system (`bool`, defaults to `False`): Whether the system prompt is read as summary vectors from the
             first turn on.
-        max_tokens (`int`, *optional*): Tokens that are read as they are (default: four segments).
+        max_tokens (`int`, *optional*): Tokens that are read as they are (default: four segments), where half of the
+            model's context holds them.
         softprompt (`torch.Tensor` of shape `(1, vectors, embedding_dim)`, *optional*): Summary vectors of a text that
             the conversation is about.
 
@@ -46,6 +62,9 @@ class Chat:
         self.model, self.tokenizer, self.softprompt = model, tokenizer, softprompt
         self.segment_length = model.default_segment_length
         self.max_tokens = max_tokens or 4 * self.segment_length
+        self.context_length = context_length(model.config)
+        self.num_given = self.num_vectors  # vectors that are dropped last
+        self.has_forgotten = False
         self.messages: list[Message] = []
         self.text = ""  # of the messages, as far as it is in `ids` or was compressed
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
@@ -54,6 +73,10 @@ class Chat:
             self.messages.append({"role": "system", "content": system})
         if compress_system:
             self.compress_system(system)
+
+    @property
+    def num_vectors(self) -> int:
+        return 0 if self.softprompt is None else self.softprompt.shape[1]
 
     def check_template(self, system: str | None):
         """Raises a `ValueError` for a template that writes earlier messages otherwise when later ones follow."""
@@ -70,11 +93,14 @@ class Chat:
         """Reads the conversation up to the end of its system prompt as summary vectors."""
         if system is None:
             raise ValueError("`compress_system` needs a `system` prompt, got None.")
+        if self.model.config.max_vectors == 0:
+            raise ValueError("`compress_system` needs a model that makes summary vectors, this one makes none.")
         begin = render(self.tokenizer, [*self.messages, {"role": "user", "content": ""}])
         if system.strip() not in begin:
             raise ValueError("`compress_system` needs a chat template that writes the system prompt as it is.")
         self.read(begin[: begin.rindex(system.strip()) + len(system.strip())])
         self.compress(self.ids.shape[1])
+        self.num_given = self.num_vectors
 
     def say(self, role: str, content: str):
         """Adds a message of the user or the assistant to what the model reads next."""
@@ -88,12 +114,52 @@ class Chat:
         self.text = text
 
     def compress(self, num_tokens: int):
-        """Turns the first tokens into summary vectors, behind those that there are."""
+        """Turns the first tokens into summary vectors, behind those that there are, or drops them if it makes none."""
         if num_tokens == 0:
             return
-        compressed, self.ids = self.ids[:, :num_tokens], self.ids[:, num_tokens:]
-        options = {"segment_lengths": self.segment_length, "softprompt": self.softprompt}
-        self.softprompt = self.model.compress(compressed, **options)
+        compressed, self.ids, config = self.ids[:, :num_tokens], self.ids[:, num_tokens:], self.model.config
+        if config.max_vectors == 0:
+            return self.warn_once()
+        for segment in compressed.split(self.segment_length, dim=1):
+            length = segment.shape[1]
+            self.keep(self.context_length - length - self.model.summaries.num_sum_tokens - config.max_vectors)
+            self.softprompt = self.model.compress(segment, segment_lengths=length, softprompt=self.softprompt)
+            if not config.accumulate_summary:
+                self.num_given = 0
+
+    def keep(self, num_vectors: int):
+        """Drops all summary vectors but so many: the oldest of the conversation first, then those it began with."""
+        if self.softprompt is None or self.num_vectors <= num_vectors:
+            return
+        given, others = self.softprompt[:, : self.num_given], self.softprompt[:, self.num_given :]
+        self.num_given = min(self.num_given, max(0, num_vectors))
+        num_others = max(0, num_vectors - self.num_given)
+        self.softprompt = torch.cat([last(given, self.num_given), last(others, num_others)], dim=1)
+        self.warn_once()
+
+    def warn_once(self):
+        if not self.has_forgotten:
+            logger.warning(
+                f"The conversation no longer fits into the model's context of {self.context_length} positions: from"
+                " here on, the oldest is dropped."
+            )
+        self.has_forgotten = True
+
+    def make_room(self, before: int, options: dict[str, Any]):
+        """Compresses and drops until vectors, text and new tokens fit; the last turn begins at token `before`."""
+        config = options.get("generation_config") or self.model.generation_config
+        given = (options.get("max_new_tokens"), options.get("max_length"), config.max_new_tokens, config.max_length)
+        num_new = next(filter(None, given), DEFAULT_NEW_TOKENS)
+        room = self.context_length - num_new
+        if room < 2:
+            raise ValueError(
+                f"`max_new_tokens` must leave room in the model's context of {self.context_length} positions,"
+                f" got {num_new}."
+            )
+        if self.ids.shape[1] > min(self.max_tokens, room // 2):
+            self.compress(before - before % self.segment_length)
+            self.compress(max(0, self.ids.shape[1] - room // 2))
+        self.keep(room - self.ids.shape[1])
 
     @torch.no_grad()
     def answer(self, message: str, **options: Any) -> str:
@@ -103,25 +169,33 @@ class Chat:
         Args:
             message (`str`): Of the user.
             options: As for [`~transformers.GenerationMixin.generate`].
+
+        Raises:
+            ValueError: for bad options, or more new tokens than the model's context has room for. The conversation is
+                then as if the message had not been said.
         """
         before, state = self.ids.shape[1], dict(vars(self), messages=list(self.messages))
         try:
             return self.reply(message, before, **options)
         except BaseException:
-            vars(self).update(state)  # as if the message had not been said
+            vars(self).update(state)
             raise
 
     def reply(self, message: str, before: int, **options: Any) -> str:
         """Reads a message behind `before` tokens, generates, and keeps both."""
         self.say("user", message)
-        if self.ids.shape[1] > self.max_tokens:
-            self.compress(before - before % self.segment_length)
+        self.make_room(before, options)
         options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
         mask = torch.ones_like(self.ids)
         generated = self.model.generate(self.ids, attention_mask=mask, softprompt=self.softprompt, **options)
         content = self.tokenizer.decode(generated[0, self.ids.shape[1] :], skip_special_tokens=True).strip()
         self.say("assistant", content)
         return content
+
+
+def last(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    """The last `count` columns of `(batch, columns, ...)`."""
+    return tensor[:, tensor.shape[1] - count :]
 
 
 __all__ = ["Chat"]

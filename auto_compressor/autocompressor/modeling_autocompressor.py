@@ -139,11 +139,12 @@ class AutoCompressorMixin(AutoCompressorGenerationMixin):
                 f"`gguf_file` must be None, got {kwargs['gguf_file']!r}: convert it first, by `AutoModelForCausalLM."
                 "from_pretrained(folder, gguf_file=...).save_pretrained(new_folder)`, and load the new folder."
             )
-        folder = downloaded(str(pretrained_model_name_or_path), **kwargs)
+        name = str(pretrained_model_name_or_path)
+        folder = downloaded(name, **kwargs)
         if is_adapter(folder) or is_adapted_base(folder):
-            if folder != str(pretrained_model_name_or_path):
+            if folder != name:
                 kwargs.pop("revision", None)  # that of the adapters
-            return load_with_adapters(cls, folder, **kwargs)
+            return load_with_adapters(cls, name, folder, **kwargs)
         kwargs.setdefault("trust_remote_code", False)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,17 +38,17 @@ def load_index(store: SummaryStore):
     folder: Path = store.folder / "bm25" / named
     if not folder.is_dir():
         shutil.rmtree(folder.parent, ignore_errors=True)  # the index of what the store held before
-        tokens = tokens_of([row.text for row in store.rows.values()])
+        tokens = tokens_of(document.text for document in store.documents())
         if not tokens.vocab:
             return None
         index = bm25s.BM25()
         index.index(tokens, show_progress=False)
         with whole_folder(folder) as part:
             index.save(part)
-    return bm25s.BM25.load(folder)
+    return bm25s.BM25.load(folder, mmap=True)
 
 
-def tokens_of(texts: list[str]):
+def tokens_of(texts: Iterable[str]):
     import bm25s
 
     return bm25s.tokenize(texts, stopwords="en", show_progress=False)
@@ -64,12 +65,12 @@ def search(store: SummaryStore, question: str, top: int) -> list[Found]:
         raise ValueError(f"`top` must be 1 or more, got {top}.")
     if not len(store):
         raise ValueError(f"The store {store.folder} must hold documents, it has none.")
-    index, rows = load_index(store), list(store.rows.values())
+    index, ids = load_index(store), list(store.rows)
     if index is None:
         return []
-    numbers, scores = index.retrieve(tokens_of([question]), k=min(top, len(rows)), show_progress=False)
+    numbers, scores = index.retrieve(tokens_of([question]), k=min(top, len(ids)), show_progress=False)
     best = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
-    return [Found(rows[number], score) for number, score in best if score > 0]
+    return [Found(store.document(ids[number]), score) for number, score in best if score > 0]
 
 
 def fuse(store: SummaryStore, found: list[Found], model: PreTrainedModel) -> torch.Tensor:

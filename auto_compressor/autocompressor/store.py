@@ -8,11 +8,14 @@ A store is a folder:
 
 A shard is there once its rows are: they are written behind its vectors, each file whole or not at all. So a build that
 is killed loses the shard that it was at, and goes on behind the others when it is started again.
+
+Texts may not fit into memory together: they are read where they are needed, one at a time or a shard of them.
 """
 
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -47,6 +50,39 @@ class Document:
     def id(self) -> str:
         """The document by its source and text: another text of the same source is another document."""
         return hashlib.sha256(f"{self.source}\0{self.text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Listing:
+    """
+    Which documents there are, without their texts.
+
+    Args:
+        documents (`Iterable[Document]`): The documents, which are read once.
+
+    Attributes:
+        count (`int`): How many there are.
+        ids (`set[str]`): Their ids, without those that are white space only.
+        origins (`set[str]`): The files that they are from.
+    """
+
+    def __init__(self, documents: Iterable[Document]):
+        self.count, self.ids, self.origins = 0, set[str](), set[str]()
+        for document in documents:
+            self.count += 1
+            self.origins.add(origin(document.source))
+            if document.text.strip():
+                self.ids.add(document.id)
+
+
+def pick(documents: Iterable[Document], ids: set[str]) -> Iterator[Document]:
+    """The documents that have these ids, each once; no more are read than it takes."""
+    left = set(ids)
+    for document in documents if left else ():
+        if document.id in left:
+            left.remove(document.id)
+            yield document
+        if not left:
+            return
 
 
 @dataclass(frozen=True)
@@ -89,9 +125,33 @@ class StoreSettings:
 
 
 @dataclass(frozen=True)
+class StoredRow:
+    """
+    What a store knows of a document without reading it.
+
+    Args:
+        id (`str`), source (`str`): The document.
+        text_bytes (`int`), tokens (`int`), vectors (`int`): Its length, and that of what it was compressed to.
+        sha256 (`str`): A checksum of the vectors.
+    """
+
+    id: str
+    source: str
+    text_bytes: int
+    tokens: int
+    vectors: int
+    sha256: str
+
+    @property
+    def ratio(self) -> float:
+        """Tokens per vector."""
+        return self.tokens / self.vectors
+
+
+@dataclass(frozen=True)
 class StoredDocument:
     """
-    A row of a shard.
+    A row of a shard on disk.
 
     Args:
         id (`str`), source (`str`), text (`str`): The document.
@@ -107,9 +167,9 @@ class StoredDocument:
     sha256: str
 
     @property
-    def ratio(self) -> float:
-        """Tokens per vector."""
-        return self.tokens / self.vectors
+    def row(self) -> StoredRow:
+        length = len(self.text.encode("utf-8", "surrogatepass"))
+        return StoredRow(self.id, self.source, length, self.tokens, self.vectors, self.sha256)
 
 
 def positive(name: str, value: int | None) -> int | None:
@@ -126,8 +186,8 @@ def checksum(vectors: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def to_line(row: StoredDocument) -> str:
-    return json.dumps(asdict(row)) + "\n"
+def to_line(document: StoredDocument) -> str:
+    return json.dumps(asdict(document)) + "\n"
 
 
 class SummaryStore:
@@ -145,10 +205,13 @@ class SummaryStore:
         self.folder, self.shards = Path(folder), Path(folder) / "shards"
         self.settings = read_settings(self.folder / SETTINGS)
         self.versions: dict[str, tuple[int, int]] = {}
-        self.rows_of: dict[str, list[StoredDocument]] = {}
-        self.rows: dict[str, StoredDocument] = {}
+        self.rows_of: dict[str, list[StoredRow]] = {}
+        self.rows: dict[str, StoredRow] = {}
         self.shard_of: dict[str, str] = {}
         self.refresh()
+
+    def rows_file(self, shard: str) -> Path:
+        return self.shards / f"{shard}.jsonl"
 
     def refresh(self):
         """Reads what is new, of which another process may have written some: a build adds shard by shard."""
@@ -159,7 +222,7 @@ class SummaryStore:
             self.rows_of, self.rows, self.shard_of, new = {}, {}, {}, list(versions)
         self.versions = versions
         for shard in new:
-            self.rows_of[shard] = read_rows(self.shards / f"{shard}.jsonl")
+            self.rows_of[shard] = [each.row for each in read_shard(self.rows_file(shard))]
             self.rows |= {row.id: row for row in self.rows_of[shard]}
             self.shard_of |= dict.fromkeys((row.id for row in self.rows_of[shard]), shard)
 
@@ -202,13 +265,26 @@ class SummaryStore:
             made_by = f"{self.settings.model_name!r:.200} ({self.settings.model_type})"
             raise ValueError(f"The store {self.folder} was made by {made_by}, `model` has other weights.")
 
-    def missing(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The documents that are not in the store, each once, without those that are white space only."""
-        seen = set(self.rows)
-        for document in documents:
-            if document.id not in seen and document.text.strip():
-                seen.add(document.id)
-                yield document
+    def missing(self, listing: Listing) -> set[str]:
+        """The ids of the documents that are not in the store."""
+        return listing.ids - self.rows.keys()
+
+    def documents(self) -> Iterator[StoredDocument]:
+        """All documents with their texts, one at a time, in the order of `rows`."""
+        seen = set()
+        for shard in self.rows_of:
+            for document in read_shard(self.rows_file(shard), self.versions[shard]):
+                if document.id not in seen:
+                    seen.add(document.id)
+                    yield document
+
+    def document(self, id: str) -> StoredDocument:
+        """A document with its text; a `StoreError` if another process has taken it out."""
+        path = self.rows_file(self.shard_of[id])
+        for document in read_shard(path):
+            if document.id == id:
+                return document
+        raise StoreError(f"{path} no longer holds {self.rows[id].source}: another process took it out.")
 
     def write(self, documents: list[Document], vectors: list[torch.Tensor], tokens: list[int]):
         """
@@ -221,49 +297,49 @@ class SummaryStore:
         """
         with self.writing():
             new = [each for each in zip(documents, vectors, tokens, strict=True) if each[0].id not in self.rows]
-            rows = [
+            stored = [
                 StoredDocument(document.id, document.source, document.text, count, len(part), checksum(part))
                 for document, part, count in new
             ]
-            shard = hashlib.sha256("".join(row.id for row in rows).encode()).hexdigest()[:16]
-            if rows:
+            shard = hashlib.sha256("".join(each.id for each in stored).encode()).hexdigest()[:16]
+            if stored:
                 self.write_vectors(shard, {document.id: part for document, part, _ in new})
-                self.write_rows(shard, rows)
+                self.write_rows(shard, stored)
 
     def write_vectors(self, shard: str, vectors: dict[str, torch.Tensor]):
         self.shards.mkdir(exist_ok=True)
         write_whole(self.shards / f"{shard}.safetensors", save(vectors, {"format": FORMAT}))
 
-    def write_rows(self, shard: str, rows: list[StoredDocument]):
-        write_whole(self.shards / f"{shard}.jsonl", "".join(map(to_line, rows)).encode())
+    def write_rows(self, shard: str, documents: list[StoredDocument]):
+        write_whole(self.rows_file(shard), "".join(map(to_line, documents)).encode())
 
     def remove(self, ids: Iterable[str]):
         """Takes documents out; what a killed call leaves are vectors without a row, which nothing reads."""
         ids = set(ids)
         with self.writing():
             for shard, rows in self.rows_of.items():
-                kept = [row for row in rows if row.id not in ids]
+                kept = {row.id for row in rows} - ids
                 if len(kept) < len(rows):
                     self.rewrite(shard, kept)
 
-    def rewrite(self, shard: str, kept: list[StoredDocument]):
+    def rewrite(self, shard: str, kept: set[str]):
         """A shard without its other documents, or without its files."""
         if not kept:
             for kind in ("jsonl", "safetensors"):
                 (self.shards / f"{shard}.{kind}").unlink(missing_ok=True)
             return
+        documents = [document for document in read_shard(self.rows_file(shard)) if document.id in kept]
         vectors = {}
-        for row in kept:
+        for document in documents:
             with suppress(StoreError):  # what is damaged stays so, and `verify` says it
-                vectors[row.id] = self.vectors(row.id, shard)
-        self.write_rows(shard, kept)
+                vectors[document.id] = self.vectors(document.id, shard)
+        self.write_rows(shard, documents)
         self.write_vectors(shard, vectors)
 
-    def outdated(self, documents: Iterable[Document]) -> list[str]:
+    def outdated(self, listing: Listing) -> list[str]:
         """The ids of stored documents of the same files as these, which are not among them."""
-        documents = list(documents)
-        ids, origins = {each.id for each in documents}, {origin(each.source) for each in documents}
-        return [row.id for row in self.rows.values() if origin(row.source) in origins and row.id not in ids]
+        rows = self.rows.values()
+        return [row.id for row in rows if origin(row.source) in listing.origins and row.id not in listing.ids]
 
     def clean(self):
         """Removes what killed runs left: vectors without rows, and files that were being written."""
@@ -319,14 +395,14 @@ class SummaryStore:
             "vectors": vectors,
             "ratio": tokens / vectors if vectors else 0.0,
             "bytes of vectors": vectors * self.settings.width * element,
-            "bytes of texts": sum(len(row.text.encode("utf-8", "surrogatepass")) for row in rows),
+            "bytes of texts": sum(row.text_bytes for row in rows),
             "shards": len(self.rows_of),
         }
 
 
-def version(path: Path) -> tuple[int, int]:
-    """A file by what changes when another takes its place."""
-    stat = path.stat()
+def version(file: Path | int) -> tuple[int, int]:
+    """A file, by path or descriptor, by what changes when another takes its place."""
+    stat = os.stat(file)
     return stat.st_ino, stat.st_mtime_ns
 
 
@@ -361,14 +437,20 @@ def read_settings(path: Path) -> StoreSettings:
     return settings
 
 
-def read_rows(path: Path) -> list[StoredDocument]:
+def read_shard(path: Path, expected: tuple[int, int] | None = None) -> Iterator[StoredDocument]:
+    """The rows of a shard, one at a time; a `StoreError` if they are damaged, or not of the expected version."""
     try:
-        rows = [StoredDocument(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-        for row in rows:
-            check_types(row)
-        return rows
+        with open(path, encoding="utf-8", newline="\n") as file:
+            if expected not in (None, version(file.fileno())):
+                raise StoreError(f"{path} has changed while the store was read: another process writes to it.")
+            for line in file:
+                document = StoredDocument(**json.loads(line))
+                check_types(document)
+                yield document
+    except StoreError:
+        raise
     except (ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged: it must hold a row for each document.") from error
 
 
-__all__ = ["Document", "StoreError", "StoreSettings", "StoredDocument", "SummaryStore"]
+__all__ = ["Document", "Listing", "StoreError", "StoreSettings", "StoredDocument", "StoredRow", "SummaryStore", "pick"]

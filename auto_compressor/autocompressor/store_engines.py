@@ -107,7 +107,12 @@ def compress_with_ray(
     shard_size: int,
     num_actors: int,
 ) -> Iterator[Shard]:
-    """The shards as they are done, by Ray Data with an actor for each device, or half a CPU each."""
+    """
+    The shards as they are done, by Ray Data with an actor for each device, or half a CPU each.
+
+    Texts wait in Ray's object store, which goes on on disk when it is full: this process holds those of one shard.
+    """
+    import pyarrow
     import ray
 
     class Actor:
@@ -119,9 +124,12 @@ def compress_with_ray(
 
     resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": CPUS_PER_ACTOR}
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
-    rows = [{"source": document.source, "text": document.text} for document in documents]
-    data = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // shard_size)))
-    done = data.map_batches(Actor, batch_size=shard_size, concurrency=num_actors, **resources)
+    blocks = [ray.put(pyarrow.table(columns_of(shard))) for shard in shards_of(documents, shard_size)]
+    if not blocks:
+        return
+    done = ray.data.from_arrow_refs(blocks).map_batches(
+        Actor, batch_size=shard_size, concurrency=num_actors, **resources
+    )
     for batch in done.iter_batches(batch_size=None, batch_format="numpy"):
         yield read_columns({name: list(values) for name, values in batch.items()}, settings)
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,7 @@ def silence_loading():
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # to authors of PEFT, that transformers will change
 
 
 def load_with_tokenizer(args: argparse.Namespace, load: Callable):

@@ -7,12 +7,21 @@ place of ours where FSDP wraps a model. Here the code lies beside every config t
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from sys import modules
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, create_branch, create_commit, create_repo, hf_hub_download
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    create_branch,
+    create_commit,
+    create_repo,
+    hf_hub_download,
+    run_as_future,
+)
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -156,6 +165,18 @@ def push_folder(
     )
 
 
+def start_push(folder: str | Path, repo_id: str, **kwargs: Any) -> "Future[CommitInfo]":
+    """As [`push_folder`], in the background and of a copy: the folder may change, or be deleted, meanwhile."""
+    copy = TemporaryDirectory()
+    for name, content in contents(Path(folder), repo_id):
+        target = Path(copy.name, name)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(content) if isinstance(content, bytes) else shutil.copyfile(content, target)
+    job = run_as_future(push_folder, copy.name, repo_id, **kwargs)
+    job.add_done_callback(lambda _: copy.cleanup())
+    return job
+
+
 def has_card_by_hand(repo_id: str, revision: str | None, token: bool | str | None) -> bool:
     try:
         card = hf_hub_download(repo_id, CARD_FILE, revision=revision, token=token)
@@ -183,8 +204,8 @@ def adapters_of(folder: Path, repo_id: str) -> bytes:
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if not is_repository(base):
-        logger.warning("The base of these adapters is the folder %s: who loads them needs it there.", base)
+        logger.warning_once(f"The base of these adapters is the folder {base}: who loads them needs it there.")
     return json.dumps(config | {"base_model_name_or_path": repo_id}, indent=2, sort_keys=True).encode()
 
 
-__all__ = ["push_folder", "push_to_hub", "register", "write_card"]
+__all__ = ["push_folder", "push_to_hub", "register", "start_push", "write_card"]

@@ -3,13 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from torch import nn
 from torch.utils._pytree import tree_map_only
 from transformers import (
@@ -20,9 +22,17 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, has_length
+from transformers.utils import PushInProgress
 
+from ..files.hub import start_push
 from .muon import muon_with_adamw
+
+
+if TYPE_CHECKING:  # what a mixin stands in front of
+    from transformers import Trainer
+else:
+    Trainer = object
 
 
 def longest_first(dataset: Any) -> list[int] | None:
@@ -49,14 +59,14 @@ class SaveOnTime(TrainerCallback):
         self.saved_at = time.monotonic()
 
 
-class TrainerMixin:
+class TrainerMixin(Trainer):
     """
     Goes before [`~transformers.Trainer`] among the bases of a trainer whose steps `track` values by name.
 
     With every loss that the Trainer logs go their means over the optimisation steps since the last report, and over
     processes. A finished run that is resumed takes no further step. Evaluation reads rows of similar length together,
     so that little is padded, and returns them in their order. With `optim_family` muon in its arguments, the
-    optimizer is [`~muon.MuonWithAdamW`].
+    optimizer is [`~muon.MuonWithAdamW`]. What is pushed to the hub during a run is what [`push_folder`] would push.
     """
 
     args: Any  # the arguments of the Trainer
@@ -111,6 +121,44 @@ class TrainerMixin:
         passes = max(0, math.ceil(saved.epoch) - 1)
         steps = round((saved.epoch - passes) * saved.max_steps)
         return passes, steps * self.args.gradient_accumulation_steps
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        """Pushes the model of a checkpoint in the background; where whole checkpoints are asked for, as they are."""
+        args = self.args
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            return super()._push_from_checkpoint(checkpoint_folder)
+        jobs = [] if self.push_in_progress is None else [job for job in self.push_in_progress.jobs if not job.done()]
+        waits = jobs and not args.hub_always_push
+        if waits or args.hub_strategy == HubStrategy.END or not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        options = {"commit_message": f"Training in progress, step {self.state.global_step}", "token": args.hub_token}
+        jobs.append(start_push(checkpoint_folder, self.hub_model_id, revision=args.hub_revision, **options))
+        self.push_in_progress = PushInProgress(jobs)
+        return None
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> "CommitInfo | Future[CommitInfo] | None":
+        """As in transformers; `kwargs` are those of `create_model_card`."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**{"model_name": self.hub_model_id.split("/")[-1], **kwargs})
+        self._finish_current_push()
+        options = {"commit_message": commit_message, "token": token or self.args.hub_token}
+        options["revision"] = revision or self.args.hub_revision
+        job = start_push(self.args.output_dir, self.hub_model_id, **options)
+        return job.result() if blocking else job
 
     def evaluation_order(self, dataset: Any) -> list[int] | None:
         """The places of the rows in the order in which they are read; `None` for what transformers does."""

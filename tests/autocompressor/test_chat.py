@@ -1,15 +1,17 @@
 """Conversations in a chat template: as plain generation while they fit, then behind summary vectors of older turns."""
 
+import copy
 import io
 import json
 
 import pytest
 import torch
-from modeling_testing import tiny_autocompressor
+from modeling_testing import tiny_autocompressor, variable_autocompressor
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 from auto_compressor.autocompressor.chat import Chat
+from auto_compressor.autocompressor.control_tokens import add_control_tokens
 from auto_compressor.cli.main import main
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
 from auto_compressor.files.chat_template import render
@@ -80,6 +82,63 @@ def test_older_turns_become_summary_vectors(model, tokenizer):
     assert chat.ids.shape[1] < 80
 
 
+PASSES = {
+    "llama": {},
+    "a window": {"sliding_window": 96},
+    "one table": {"base": "opt", "ordinary_summary_positions": True},
+    "variable": {},
+    "the last vectors": {"accumulate_summary": False},
+    "no vectors": {"summary_length": 0},
+}
+
+
+def small(kind: str, tokenizer, positions: int = 96):
+    """A model with a context of 96 positions."""
+    fields = dict(PASSES[kind], vocab_size=len(tokenizer), max_position_embeddings=positions)
+    if kind == "variable":
+        tokens = add_control_tokens(tokenizer)
+        model = variable_autocompressor("llama", torch.float32, **fields | tokens | {"vocab_size": len(tokenizer)})
+    else:
+        base = "mistral" if kind == "a window" else fields.pop("base", "llama")
+        model = tiny_autocompressor(base, **fields | ({"max_position_embeddings": 512} if base == "mistral" else {}))
+    model.config.segment_length = 8
+    return model
+
+
+@pytest.mark.parametrize("kind", PASSES)
+def test_a_conversation_without_end(kind, tokenizer, monkeypatch, caplog):
+    """No pass is longer than the context, whatever is said, however long; that the oldest is dropped is said once."""
+    if kind == "variable":
+        tokenizer = copy.deepcopy(tokenizer)
+    model, passes = small(kind, tokenizer), []
+    chat, whole = Chat(model, tokenizer, system="Be kind."), type(model.model).forward
+
+    def forward(base, *args, **kwargs):
+        outputs = whole(base, *args, **kwargs)
+        cache = outputs.past_key_values
+        passes.append(kwargs["inputs_embeds"].shape[1] if cache is None else cache.get_query_offset())
+        return outputs
+
+    monkeypatch.setattr(type(model.model), "forward", forward)
+    for turn in [*TURNS, " ".join(TURNS * 4), *TURNS * 3]:
+        chat.answer(turn, **OPTIONS)
+    accumulates = kind not in ("the last vectors", "no vectors")
+    assert max(passes) <= 96 and (max(passes) > 80) == accumulates
+    told = [record for record in caplog.records if "the oldest is dropped" in record.getMessage()]
+    assert len(told) == (kind != "the last vectors")
+
+
+def test_the_oldest_is_dropped_and_what_it_is_about_last(tokenizer):
+    model = small("llama", tokenizer)
+    text = torch.randn(1, 20, model.embedding_dim)
+    chat = Chat(model, tokenizer, softprompt=text)
+    chat.softprompt = torch.cat([text, turns := torch.randn(1, 30, model.embedding_dim)], dim=1)
+    for room, expected in [(60, (20, 30)), (45, (20, 25)), (21, (20, 1)), (20, (20, 0)), (5, (5, 0)), (-1, (0, 0))]:
+        chat.keep(room)
+        parts = [part[:, part.shape[1] - count :] for part, count in zip((text, turns), expected, strict=True)]
+        assert_close(chat.softprompt, torch.cat(parts, dim=1))
+
+
 def test_the_system_prompt_can_be_compressed(model, tokenizer):
     chat = Chat(model, tokenizer, system=" Be kind and short. ", compress_system=True)
     assert chat.text == "<system>Be kind and short." and chat.ids.shape[1] == 0
@@ -104,6 +163,10 @@ def test_bad_input(model, tokenizer):
         Chat(model, tokenizer, max_tokens=0)
     with pytest.raises(ValueError, match="`compress_system` needs a `system` prompt"):
         Chat(model, tokenizer, compress_system=True)
+    with pytest.raises(ValueError, match="`compress_system` needs a model that makes summary vectors"):
+        Chat(small("no vectors", tokenizer), tokenizer, system="Be kind.", compress_system=True)
+    with pytest.raises(ValueError, match="`max_new_tokens` must leave room in the model's context of 512 .* got 511"):
+        Chat(model, tokenizer).answer("Hi", max_new_tokens=511)
     plain.chat_template = "{{ raise_exception('no users here') }}"
     with pytest.raises(ValueError, match="does not take these messages: no users here"):
         Chat(model, plain).answer("Hi")

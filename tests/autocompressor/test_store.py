@@ -1,10 +1,13 @@
 """Stores of documents: what is compressed once comes back as it was, whatever kills the build, and is found."""
 
 import json
+import pickle
 import random
 import re
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from modeling_testing import tiny_autocompressor, variable_autocompressor
@@ -12,8 +15,8 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 from auto_compressor.autocompressor import store as store_module
-from auto_compressor.autocompressor.retrieval import QUESTION_PROMPT, fuse, rerank, search
-from auto_compressor.autocompressor.store import Document, StoreError, StoreSettings, SummaryStore
+from auto_compressor.autocompressor.retrieval import QUESTION_PROMPT, fuse, load_index, rerank, search
+from auto_compressor.autocompressor.store import Document, Listing, StoreError, StoreSettings, SummaryStore, pick
 from auto_compressor.autocompressor.store_engines import Compressor, compress_here
 from auto_compressor.cli.main import main
 from auto_compressor.files.bundled import BUNDLED_TOKENIZER
@@ -84,10 +87,11 @@ def fill(documents, model, tokenizer):
         store = SummaryStore.create(folder, settings)
         store.clean()
         read = [Document(*pair) for pair in read_documents(str(documents))]
-        missing = list(store.missing(read))
+        listing = Listing(read)
+        missing = pick(read, store.missing(listing))
         for shard in compress_here(missing, lambda: Compressor(model, tokenizer, settings, 5), settings, 5):
             store.write(*shard)
-        store.remove(store.outdated(read))
+        store.remove(store.outdated(listing))
         return SummaryStore(folder)
 
     return fill
@@ -107,13 +111,14 @@ EVERYTHING = sorted([*EVERYTHING, *(f"rows.jsonl:{n}" for n in (1, 2, 3, 4))])
 def test_documents_are_files_and_rows(documents, store):
     assert sources(store) == EVERYTHING
     texts = dict(read_documents(str(documents)))
-    assert {row.source: row.text for row in store.rows.values()} == {name: texts[name] for name in EVERYTHING}
+    assert {each.source: each.text for each in store.documents()} == {name: texts[name] for name in EVERYTHING}
     assert len(set(store.shard_of.values())) == 3
 
 
 def test_vectors_are_those_of_each_document_alone(model, tokenizer, store):
     for row in store.rows.values():
-        ids = tokenizer(row.text, add_special_tokens=False, return_tensors="pt").input_ids
+        text = store.document(row.id).text
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         alone = model.compress(ids)[0]
         assert_close(store.vectors(row.id), alone, rtol=1e-4, atol=1e-4)
         assert (row.tokens, row.vectors, row.ratio) == (ids.shape[1], len(alone), ids.shape[1] / len(alone))
@@ -127,7 +132,7 @@ def test_a_variable_number_of_vectors(tokenizer, tmp_path):
     for shard in compress_here(documents, lambda: Compressor(model, tokenizer, settings, 4), settings, 4):
         store.write(*shard)
     for row in store.rows.values():
-        ids = tokenizer(row.text, add_special_tokens=False, return_tensors="pt").input_ids
+        ids = tokenizer(store.document(row.id).text, add_special_tokens=False, return_tensors="pt").input_ids
         assert_close(store.vectors(row.id), model.compress(ids, segment_lengths=8)[0], rtol=1e-4, atol=1e-4)
 
 
@@ -145,6 +150,79 @@ def test_fewer_vectors_and_other_segments(build, tmp_path):
     store = SummaryStore(tmp_path / "store")
     assert all(row.vectors == 2 * -(-row.tokens // 8) for row in store.rows.values())
     assert store.facts()["ratio"] == pytest.approx(4, rel=0.2)
+
+
+# What is in memory
+
+
+class CountedText(str):
+    """A text of which one can say whether it is still in memory."""
+
+
+@pytest.mark.parametrize("command", ["build", "add"])
+def test_texts_are_read_a_shard_at_a_time(command, build, documents, folder, store, monkeypatch):
+    """What is listed, and what was compressed, is let go of."""
+    references, seen = [], []
+
+    def read(*args):
+        for source, text in read_documents(*args):
+            references.append(weakref.ref(counted := CountedText(text)))
+            yield source, counted
+            del text, counted
+
+    def compress(compressor, columns):
+        seen.append((len(references), sum(reference() is not None for reference in references)))
+        return whole(compressor, columns)
+
+    whole = Compressor.__call__
+    monkeypatch.setattr("auto_compressor.files.documents.read_documents", read)
+    monkeypatch.setattr(Compressor, "__call__", compress)
+    if command == "build":
+        assert build(store=store.folder.parent / "new") == 0
+    else:
+        store.remove(list(store.rows))
+        add = ["store", "add", documents, "--store", store.folder, "--model", folder]
+        assert main([str(part) for part in [*add, "--shard-size", 5]]) == 0
+    # All 13 are listed before; then 5 of those with words are read at a time. The one without is the tenth.
+    assert [read for read, _ in seen] == [13 + 5, 13 + 11, 13 + 13]
+    assert max(alive for _, alive in seen) <= 6
+
+
+def test_a_store_holds_no_texts(store):
+    """It reads them from its files, one by one."""
+    texts = [document.text for document in store.documents()]
+    assert len(texts) == len(store) and not any(text.encode() in pickle.dumps(vars(store)) for text in texts)
+    assert [store.document(id).text for id in store.rows] == texts
+    assert store.facts()["bytes of texts"] == sum(map(len, texts))
+
+
+def test_the_index_is_read_where_it_lies(store):
+    search(store, "lion", 1)
+    assert isinstance(load_index(store).scores["data"], np.memmap)
+
+
+def test_documents_that_another_process_took_out(store):
+    """While one that has the store open reads on: no text is taken for that of another document."""
+    other, gone = SummaryStore(store.folder), store.select(["0.txt"])[0]
+    kept = next(id for id in store.rows if id != gone and store.shard_of[id] == store.shard_of[gone])
+    text = store.document(kept).text
+    other.remove([gone])
+    assert store.document(kept).text == text
+    with pytest.raises(StoreError, match="another process took it out"):
+        store.document(gone)
+    with pytest.raises(StoreError, match="has changed while the store was read"):
+        list(store.documents())
+    store.refresh()
+    assert [document.id for document in store.documents()] == list(store.rows) == list(other.rows)
+
+
+def test_both_engines_make_the_same(build, tmp_path):
+    pytest.importorskip("ray")
+    assert build() == 0 and build("--engine", "ray", store=tmp_path / "ray") == 0
+    here, there = SummaryStore(tmp_path / "store"), SummaryStore(tmp_path / "ray")
+    assert here.rows.keys() == there.rows.keys() and here.shard_of == there.shard_of
+    for id in here.rows:
+        assert_close(here.vectors(id), there.vectors(id), rtol=1e-4, atol=1e-4)
 
 
 # Going on, adding, taking out
@@ -199,7 +277,7 @@ def test_add_takes_the_place_of_what_changed(documents, build, tmp_path):
     assert main(["store", "add", str(documents), "--store", str(store.folder)]) == 0
     changed = SummaryStore(store.folder)
     assert sources(changed) == sorted([*EVERYTHING, "new.txt"])
-    assert {row.text for row in changed.rows.values() if row.source == "0.txt"} == {"The lion came back."}
+    assert {each.text for each in changed.documents() if each.source == "0.txt"} == {"The lion came back."}
     assert [*changed.problems()] == []
 
 
@@ -341,14 +419,14 @@ def test_what_a_file_no_longer_has_is_taken_out(documents, build, tmp_path):
     left = SummaryStore(tmp_path / "store")
     gone = {"0.txt", "rows.jsonl:2", "rows.jsonl:3", "rows.jsonl:4"}
     assert sources(left) == sorted(set(EVERYTHING) - gone) and [*left.problems()] == []
-    assert [row.text for row in left.rows.values() if row.source == "2.txt"] == [text_of(2)]
+    assert [each.text for each in left.documents() if each.source == "2.txt"] == [text_of(2)]
 
 
 # Searching and reading
 
 
 def test_search_finds_the_words(store, capsys):
-    counts = {row.source: row.text.lower().count("lion") for row in store.rows.values()}
+    counts = {each.source: each.text.lower().count("lion") for each in store.documents()}
     found = search(store, "Where is the lion?", 12)
     assert {each.document.source for each in found} == {name for name, count in counts.items() if count}
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -131,33 +131,39 @@ def check_numbers(args: argparse.Namespace):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(args, name)}.")
     if args.engine == "ray":
-        check_installed("ray", "ray[data]", "ray")
+        check_installed("ray", "ray", "ray")
 
 
-def read_all(args: argparse.Namespace, folder: Path) -> list:
-    """The documents; a `ValueError` if the store is among them."""
+def reader(args: argparse.Namespace, folder: Path) -> Callable[[], Iterator]:
+    """What reads the documents from the first to the last; a `ValueError` if the store is among them."""
     from ...files.documents import read_documents
     from ..store import Document
 
     if folder.resolve().is_relative_to(Path(args.data).resolve()):
         raise ValueError(f"The store {folder} must lie outside of its documents, {args.data}.")
-    pairs = read_documents(args.data, args.text_column, args.dataset_config_name, args.split)
-    return [Document(*pair) for pair in pairs]
+
+    def read() -> Iterator[Document]:
+        pairs = read_documents(args.data, args.text_column, args.dataset_config_name, args.split)
+        return (Document(*pair) for pair in pairs)
+
+    return read
 
 
-def fill(store, args: argparse.Namespace, documents: list, compressor):
-    """Compresses the documents that a store lacks, a shard at a time."""
+def fill(store, args: argparse.Namespace, read: Callable[[], Iterator], listing, compressor):
+    """Compresses the documents of a listing that a store lacks: they are read again, a shard at a time."""
+    from ..store import pick
+
     store.clean()
-    new, before = list(store.missing(documents)), len(store)
+    new, before = store.missing(listing), len(store)
     with progress_bar() as bar:
         task = bar.add_task("Compressing documents", total=len(new))
-        for shard in shards(args, new, compressor, store.settings):
+        for shard in shards(args, pick(read(), new), compressor, store.settings):
             store.write(*shard)
             bar.advance(task, len(shard[0]))
     # Also where a run that was killed had not come so far.
-    outdated = store.outdated(documents)
+    outdated = store.outdated(listing)
     store.remove(outdated)
-    counts = {"documents read": len(documents), "of them new": len(new), "taken out": len(outdated), "before": before}
+    counts = {"documents read": listing.count, "of them new": len(new), "taken out": len(outdated), "before": before}
     print_store(store, {name: f"{count:,}" for name, count in counts.items()})
 
 
@@ -173,26 +179,28 @@ def print_store(store, more: dict[str, str] | None = None):
 
 
 def build(args: argparse.Namespace):
-    from ..store import StoreSettings, SummaryStore
+    from ..store import Listing, StoreSettings, SummaryStore
 
     check_numbers(args)
-    documents = read_all(args, args.output)
+    read = reader(args, args.output)
+    listing = Listing(read())
     compressor = make_compressor(args, None)
     settings = StoreSettings.of_model(compressor.model, args.segment_length, args.max_summary_length)
     compressor.settings = settings
-    fill(SummaryStore.create(args.output, settings), args, documents, compressor)
+    fill(SummaryStore.create(args.output, settings), args, read, listing, compressor)
 
 
 def add(args: argparse.Namespace):
-    from ..store import SummaryStore
+    from ..store import Listing, SummaryStore
 
     check_numbers(args)
     store = SummaryStore(args.store)
-    documents = read_all(args, args.store)
+    read = reader(args, args.store)
+    listing = Listing(read())
     args.model = args.model or store.settings.model_name
     compressor = make_compressor(args, store.settings)
     store.check_model(compressor.model)
-    fill(store, args, documents, compressor)
+    fill(store, args, read, listing, compressor)
 
 
 def remove(args: argparse.Namespace):
