@@ -42,7 +42,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 ROOT = Path(__file__).parents[1]
 CARRIED = ["--no_window_end_target", "--carry_state"]
 LOSS_WEIGHTS = ["--encoder_loss_weight", "0.1", "--meta_loss_weight", "0.1"]
-ALL = [*CARRIED, "--add_encoder_states", "--detach_meta_targets", "--target_ratios", "4", "4"]
+OPTIONS = [*CARRIED, "--add_encoder_states", "--detach_meta_targets"]
+ALL = [*OPTIONS, "--target_ratios", "4", "4"]
+TWO_LEVELS = ["--num_levels", "2", "--hidden_size", "164"]  # 1,155,567 parameters, 917 fewer than three levels of 128
 # name of the model -> flags of run/train_adaptive.sh, or of run/train_baseline.sh
 RUNS = {
     "baseline": [],
@@ -57,6 +59,8 @@ RUNS = {
     "loss weights": LOSS_WEIGHTS,
     "all options": ALL,
     "all options, loss weights": [*ALL, *LOSS_WEIGHTS],
+    "two levels": [*OPTIONS, *LOSS_WEIGHTS, *TWO_LEVELS, "--target_ratios", "4"],
+    "baseline, two levels": [*CARRIED, *TWO_LEVELS],
 }
 DEFAULT_STEPS, DEFAULT_RATE = 1600, "3e-4"
 STREAM_BYTES = 2**14  # of one piece of a text

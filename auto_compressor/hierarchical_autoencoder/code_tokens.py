@@ -47,6 +47,18 @@ def symbol_positions(positions: torch.LongTensor, symbols_per_unit: int) -> torc
     return (positions[..., None] * symbols_per_unit + within).flatten(1)
 
 
+class Likeliest:
+    """How a `CodeExpander` chooses what it generates: the likeliest symbol, and an end if it is likelier than not."""
+
+    def symbols(self, rows: torch.LongTensor, step: int, logits: torch.Tensor) -> torch.LongTensor:
+        """Symbols `(rows,)` at a place of these segments, from logits `(rows, vocab_size)`."""
+        return logits.argmax(dim=-1)
+
+    def ends(self, rows: torch.LongTensor, length: int, logits: torch.Tensor) -> torch.BoolTensor:
+        """Whether these segments end after so many units, from logits `(rows,)`."""
+        return logits > 0
+
+
 def pack_segments(
     symbols: torch.LongTensor, lengths: torch.LongTensor, mask: torch.BoolTensor
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
@@ -75,8 +87,31 @@ def pack_segments(
     return units, unit_mask
 
 
+def cut_segments(
+    units: torch.LongTensor, mask: torch.BoolTensor, lengths: torch.LongTensor, longest: int
+) -> torch.LongTensor:
+    """
+    The inverse of `pack_segments`.
+
+    Args:
+        units (`torch.LongTensor` of shape `(batch_size, units, size)`): What the rows are made of.
+        mask (`torch.BoolTensor` of shape `(batch_size, units)`): Which of them are there.
+        lengths (`torch.LongTensor` of shape `(segments,)`): Units of each segment, row by row.
+        longest (`int`): Most units of a segment.
+
+    Returns:
+        `torch.LongTensor` of shape `(segments, longest, size)`: 0 behind the last unit of a segment.
+    """
+    present = torch.arange(longest, device=units.device) < lengths[:, None]  # (segments, longest)
+    segments = units.new_zeros(*present.shape, units.shape[2])
+    segments[present] = units[mask]
+    return segments
+
+
 __all__ = [
+    "Likeliest",
     "codes_from_tokens",
+    "cut_segments",
     "entropy",
     "keep_codebook",
     "pack_segments",
