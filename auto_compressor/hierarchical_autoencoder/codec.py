@@ -270,7 +270,8 @@ def decode_plain(
     decoder = exact_copy(model) if header.lossless else model
     batches = batches_of(counts, codes, batch_size, progress)
     decoded = Patches.join([decode_blocks(decoder, *batch) for batch in batches])
-    return (correct_patches(decoded, *corrections) if header.lossless else decoded.data).tobytes()
+    data = decoded.data if corrections is None else correct_patches(decoded, *corrections)
+    return data.tobytes()
 
 
 def decode_exactly(

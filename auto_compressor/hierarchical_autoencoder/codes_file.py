@@ -53,9 +53,8 @@ class ByteCodecHeader:
         num_patches (`int`), num_quantizers (`int`), codebook_size (`int`): Top patches of all blocks, codes of each,
             and values of a code.
         streams (`list[list]`): Form and stored bytes of every stream.
-        right_bytes (`int`, *optional*): Bytes of the original in patches that decode right from their codes alone, in
-            version 1.
-        batch_size (`int`, *optional*): Blocks that were coded at once, in version 2: a decoder takes as many.
+        right_bytes (`int`): Bytes of the original in patches that decode right from their codes alone; in version 1.
+        batch_size (`int`): Blocks that were coded at once, and so are decoded; in version 2.
         version (`int`): Of the file.
     """
 
@@ -69,8 +68,8 @@ class ByteCodecHeader:
     num_quantizers: int
     codebook_size: int
     streams: list
-    right_bytes: int | None = None
-    batch_size: int | None = None
+    right_bytes: int = 0
+    batch_size: int = 1
     version: int = VERSIONS[-1]
 
     @property
@@ -95,8 +94,9 @@ class ByteCodecHeader:
         left_out = ("version", "right_bytes" if version == 2 else "batch_size")
         return sorted(field.name for field in fields(ByteCodecHeader) if field.name not in left_out)
 
-    def pack(self) -> bytes:
-        return json.dumps({name: getattr(self, name) for name in self.names(self.version)}).encode()
+    def facts(self) -> dict[str, Any]:
+        """What it says, by the names of its version."""
+        return {name: getattr(self, name) for name in self.names(self.version)}
 
     @classmethod
     def parse(cls, packed: bytes, version: int) -> "ByteCodecHeader":
@@ -117,8 +117,7 @@ class ByteCodecHeader:
     def check(self, body_length: int):
         """Raises a `CodedFileError` for counts that do not go together, or not with the length of what follows."""
         blocks, most = self.num_blocks if self.num_bytes else 0, self.num_bytes
-        right = self.right_bytes or 0
-        require(right <= most, f"`right_bytes` in its header must be {most} at most", right)
+        require(self.right_bytes <= most, f"`right_bytes` in its header must be {most} at most", self.right_bytes)
         rule = f"`num_patches` in its header must be from {blocks} to {most}"
         require(blocks <= self.num_patches <= most, rule, self.num_patches)
         check_stream_list(self.streams, self.stream_forms, body_length)
@@ -177,7 +176,7 @@ def decompress_bounded(stored: bytes, form: str, length: int) -> bytes:
     """What zlib or lzma compressed, which must be `length` bytes; no more are made on the way."""
     try:
         if form == "lzma":
-            reader = lzma.LZMADecompressor(lzma.FORMAT_ALONE, MAX_LZMA_MEMORY)
+            reader: Any = lzma.LZMADecompressor(lzma.FORMAT_ALONE, MAX_LZMA_MEMORY)
         else:
             reader = zlib.decompressobj()
         data = reader.decompress(stored, length + 1)
@@ -211,7 +210,9 @@ def split_streams(header: ByteCodecHeader, body: bytes) -> Iterator[tuple[bytes,
 
 
 def write_file(header: ByteCodecHeader, streams: list[tuple[str, bytes]]) -> bytes:
-    return write_parts(MAGIC, header.version, header.pack(), b"".join(stored for _, stored in streams))
+    return write_parts(
+        MAGIC, header.version, json.dumps(header.facts()).encode(), b"".join(stored for _, stored in streams)
+    )
 
 
 def read_file(blob: bytes) -> tuple[ByteCodecHeader, bytes]:

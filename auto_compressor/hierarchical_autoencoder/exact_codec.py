@@ -9,6 +9,7 @@ shapes in the same order, so that both see the same numbers: [`~lossless.codec`]
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +23,13 @@ from ..lossless.reading import InFloat64
 from ..lossless.vocabulary import BLOCK
 from .code_tokens import Likeliest, codes_from_tokens, cut_segments, tokens_from_codes
 from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder, rows_to_bytes
-from .outputs import HierarchicalEncoderOutput
 
 
 # Of every level: symbols (segments, max_symbols), and how many units each segment has, (segments,).
-Segments = list[tuple[torch.LongTensor, torch.LongTensor]]
+Segments = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def code_symbols(coder: Coder, logits: torch.Tensor, symbols: torch.LongTensor) -> torch.LongTensor:
+def code_symbols(coder: Coder, logits: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
     """Codes symbols `(rows,)` by logits `(rows, size)`; a decoder takes no notice of them, and returns its own."""
     if logits.isnan().any():
         raise ValueError("`model` must predict with numbers, it gives NaN.")
@@ -51,21 +51,21 @@ class CodedChoice(Likeliest):
             shape `(segments,)`, *optional*): What an encoder codes.
     """
 
-    def __init__(self, coder: Coder, symbols: torch.LongTensor | None = None, lengths: torch.LongTensor | None = None):
+    def __init__(self, coder: Coder, symbols: torch.Tensor | None = None, lengths: torch.Tensor | None = None):
         self.coder, self.true_symbols, self.true_lengths = coder, symbols, lengths
 
-    def symbols(self, rows: torch.LongTensor, step: int, logits: torch.Tensor) -> torch.LongTensor:
+    def symbols(self, rows: torch.Tensor, step: int, logits: torch.Tensor) -> torch.Tensor:
         symbols = torch.zeros_like(rows) if self.true_symbols is None else self.true_symbols[rows, step]  # (rows,)
         return code_symbols(self.coder, logits, symbols)
 
-    def ends(self, rows: torch.LongTensor, length: int, logits: torch.Tensor) -> torch.BoolTensor:
+    def ends(self, rows: torch.Tensor, length: int, logits: torch.Tensor) -> torch.Tensor:
         both = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # (rows, 2): goes on, ends
         flags = torch.zeros_like(rows) if self.true_lengths is None else (self.true_lengths[rows] == length).long()
         return self.coder.code_digits(both.softmax(dim=-1).cpu(), flags.cpu()).bool().to(logits.device)
 
 
 @torch.no_grad()
-def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.LongTensor) -> torch.LongTensor:
+def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor) -> torch.Tensor:
     """
     Codes the top codes of blocks under their language model.
 
@@ -75,7 +75,8 @@ def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.LongTe
         codes (`torch.LongTensor` of shape `(blocks, patches, num_quantizers)`): -1 behind the last of a block. A
             decoder takes no notice of the others, and returns its own.
     """
-    sequence, size, depth = model.code_sequence, model.config.level_configs[-1].codebook_size, codes.shape[2]
+    sequence, depth = model.code_sequence, codes.shape[2]
+    size = sequence.config.codebook_size
     tokens = tokens_from_codes(codes, size)  # (blocks, patches * quantizers)
     present = (codes >= 0).flatten(1)  # (blocks, patches * quantizers)
     previous = torch.full_like(tokens[:, :1], sequence.config.eos_token_id)  # (blocks, 1)
@@ -90,7 +91,7 @@ def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.LongTe
 
 
 def code_bytes(
-    coder: Coder, model: HierarchicalAutoencoder, codes: torch.LongTensor, segments: Segments | None = None
+    coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor, segments: Segments | None = None
 ) -> bytes:
     """
     Codes what is below the top codes of blocks, and returns their bytes.
@@ -101,17 +102,15 @@ def code_bytes(
     """
     levels = [()] * model.config.num_levels if segments is None else segments
     choices = [CodedChoice(coder, *level) for level in levels]
-    return rows_to_bytes(model.decode(codes.transpose(1, 2), choices=choices).sequences)
+    output: Any = model.decode(codes.transpose(1, 2), choices=choices)
+    return rows_to_bytes(output.sequences)
 
 
-def segments_of(
-    model: HierarchicalAutoencoder, input_ids: torch.LongTensor, mask: torch.Tensor, output: HierarchicalEncoderOutput
-) -> Segments:
-    """The segments of blocks, from bytes upwards."""
+def segments_of(model: HierarchicalAutoencoder, input_ids: torch.Tensor, mask: torch.Tensor, output: Any) -> Segments:
+    """The segments of blocks `(blocks, block_size)`, of which the model gave this [`HierarchicalEncoderOutput`]."""
     found, units, present = [], input_ids[..., None], mask.bool()  # (blocks, units, symbols_per_unit), (blocks, units)
-    for level, codes, lengths in zip(
-        model.config.level_configs, output.level_codes, output.patch_lengths, strict=True
-    ):
+    levels: Any = model.config.level_configs
+    for level, codes, lengths in zip(levels, output.level_codes, output.patch_lengths, strict=True):
         counted = lengths[lengths > 0]  # (segments,)
         found.append((cut_segments(units, present, counted, level.max_patch_length).flatten(1), counted))
         tokens = tokens_from_codes(codes.transpose(1, 2), level.codebook_size)  # (blocks, patches * quantizers)
@@ -122,13 +121,13 @@ def segments_of(
 @torch.no_grad()
 def encode_batches(
     model: HierarchicalAutoencoder, batches: Iterable[bytes]
-) -> tuple[list[torch.LongTensor], Encoder, Encoder]:
+) -> tuple[list[torch.Tensor], Encoder, Encoder]:
     """Top codes of batches of blocks, each `(blocks, patches, num_quantizers)`, what codes these under their language
     model, and what is below them."""
     exact, found, for_codes, for_bytes = exact_copy(model), [], Encoder(), Encoder()
     for data in batches:
         input_ids, mask = model.blocks(data)
-        output = model.encode(input_ids, mask)
+        output: Any = model.encode(input_ids, mask)
         found.append(output.codes.transpose(1, 2))
         code_codes(for_codes, exact, found[-1])
         code_bytes(for_bytes, exact, found[-1], segments_of(model, input_ids, mask, output))
@@ -136,7 +135,7 @@ def encode_batches(
 
 
 def decode_batches(
-    model: HierarchicalAutoencoder, batches: Iterable[torch.LongTensor], for_codes: Decoder | None, for_bytes: Decoder
+    model: HierarchicalAutoencoder, batches: Iterable[torch.Tensor], for_codes: Decoder | None, for_bytes: Decoder
 ) -> bytes:
     """The bytes of batches of top codes, as [`encode_batches`] found them; with `for_codes` they are read from it."""
     exact, found = exact_copy(model), []

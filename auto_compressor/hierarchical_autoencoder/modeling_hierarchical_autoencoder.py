@@ -656,7 +656,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
     @torch.no_grad()
     def decode(
         self,
-        codes: torch.LongTensor,
+        codes: torch.Tensor,
         context_codes: tuple[torch.LongTensor, ...] | None = None,
         choices: Sequence[Likeliest] | None = None,
     ) -> HierarchicalDecoderOutput:
@@ -687,7 +687,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             # (batch, patches, hidden)
             memory = expander.read_codes(vectors, F.pad(mask, (start, 0), value=True))[:, start:]
             # (segments, max_symbols), (segments,)
-            symbols, segment_lengths = expander.generate(memory[mask], choices and choices[level])
+            symbols, segment_lengths = expander.generate(memory[mask], None if choices is None else choices[level])
             # (segments, max_units, symbols_per_unit)
             units = codes_from_tokens(symbols, expander.codebook_size, expander.symbols_per_unit)
             owners = top_codes[mask][:, None, None].expand(-1, units.shape[1], 1)  # (segments, max_units, 1)
@@ -745,7 +745,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         data += rows_to_bytes(self.decode(new_codes, encoded.level_codes).sequences)
         return data.decode("utf-8", errors="replace") if isinstance(prompt, str) else data
 
-    def check_codes(self, codes: torch.LongTensor):
+    def check_codes(self, codes: torch.Tensor):
         top = self.config.level_configs[-1]
         if codes.ndim != 3 or codes.shape[1] != top.num_quantizers or codes.dtype != torch.long:
             raise ValueError(

@@ -190,7 +190,6 @@ def test_right_bytes_are_those_that_come_back(trained, tiny):
     right_bytes = read_header(encode_bytes(trained, TEXT)).right_bytes
     assert (trained.reconstruct(TEXT) == TEXT) == (right_bytes == len(TEXT))
     assert read_header(encode_bytes(tiny, TEXT)).right_bytes == 0
-    assert read_header(encode_bytes(tiny, TEXT, lossless=True)).right_bytes is None
 
 
 def test_a_decoder_takes_the_batches_of_the_encoder(model):
@@ -537,14 +536,34 @@ def test_encode_and_decode_files(tiny, folder, text_file, tmp_path, capsys, loss
     options = ["--model", str(folder), "--batch-size", "4"]
     assert main(["encode", str(text_file), "-o", str(packed), *options, *["--lossless"] * lossless]) == 0
     data = text_file.read_bytes()
-    assert packed.read_bytes() == encode_bytes(tiny, data, lossless)
+    assert packed.read_bytes() == encode_bytes(tiny, data, lossless, batch_size=4)
     table = capsys.readouterr().out
     assert f"{len(data):,} / {packed.stat().st_size:,}" in table
     assert f"{8 * packed.stat().st_size / len(data):.2f}" in table
-    assert ("all (lossless)" in table) == lossless and "%" in table
+    assert lossless == ("%" not in table)
     assert main(["decode", str(packed), "-o", str(restored), *options]) == 0
     assert restored.read_bytes() == (data if lossless else tiny.reconstruct(data))
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_parts_of_a_lossless_file_are_printed(folder, text_file, tmp_path, capsys):
+    assert main(["encode", "--lossless", str(text_file), "-o", str(tmp_path / "o"), "--model", str(folder)]) == 0
+    table, num_bytes = capsys.readouterr().out, text_file.stat().st_size
+    (_, counts), (_, codes), (_, rest) = read_header((tmp_path / "o").read_bytes()).streams
+    assert f"codes {8 * codes / num_bytes:.3f}" in table and f"know {8 * rest / num_bytes:.3f}" in table
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_only_files_without_loss_need_constriction(monkeypatch, tiny, folder, text_file, tmp_path, capsys, command):
+    for lossless in (False, True):
+        (tmp_path / str(lossless)).write_bytes(encode_bytes(tiny, TEXT, lossless))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for lossless in (False, True):
+        source = text_file if command == "encode" else tmp_path / str(lossless)
+        arguments = ["--lossless"] if lossless and command == "encode" else []
+        arguments += [str(source), "-o", str(tmp_path / "o"), "--model", str(folder)]
+        assert main([command, *arguments]) == int(lossless)
+    assert 'pip install "auto-compressor[codec]"' in error_line(capsys)
 
 
 def test_a_file_that_grows_says_so(folder, text_file, tmp_path, capsys):
