@@ -66,7 +66,7 @@ RUNS = {
     "two levels": [*OPTIONS, *LOSS_WEIGHTS, *TWO_LEVELS, "--target_ratios", "4"],
     "baseline, two levels": [*CARRIED, *TWO_LEVELS],
 }
-EQUAL_TIME = ("baseline, carried", "all options, loss weights", "two levels")
+EQUAL_TIME = ("baseline, carried", "all options, loss weights", "two levels", "baseline, two levels")
 DEFAULT_STEPS, DEFAULT_RATE = 1600, "3e-4"
 STREAM_BYTES = 2**14  # of one piece of a text
 COLUMNS = ("bits_per_byte", "bits_per_byte_window", "byte_encoder_bpb", "byte_decoder_bpb")

@@ -575,6 +575,8 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         check_input_ids(input_ids, attention_mask)
         symbols, mask, order = self.read_bytes(input_ids, attention_mask)
         compressed = self.compress(symbols, mask)
+        if self.training and self.num_frozen_levels == self.config.num_levels:
+            return self.code_output(compressed, self.text_ends(input_ids, attention_mask))
         expanded = self.expand(symbols, compressed)
         loss, losses = None, None
         if labels is not None:
@@ -592,6 +594,14 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             patch_ids=self.unit_order(compressed, "patch_ids", order),
             entropies=self.unit_order(compressed, "entropies", order),
         )
+
+    def code_output(
+        self, compressed: list[SegmentCompressorOutput], ends: torch.BoolTensor
+    ) -> HierarchicalAutoencoderOutput:
+        """What trains the language model over the top codes, where all else is frozen: no bytes are reconstructed."""
+        losses = {"code": masked_mean(*self.code_nats(compressed[-1].codes, ends), over_processes=True)}
+        codes = tuple(output.codes.transpose(1, 2) for output in compressed)
+        return HierarchicalAutoencoderOutput(loss=self.weighted_sum(losses), losses=losses, codes=codes)
 
     def unit_order(self, compressed: list[SegmentCompressorOutput], field: str, order: torch.LongTensor) -> tuple:
         """A field of the outputs of all levels; that of level 0 is brought back into the columns of the input."""
