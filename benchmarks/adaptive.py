@@ -4,6 +4,8 @@
     python benchmarks/adaptive.py --only quality --learning_rate 3e-3 --models "baseline, carried" \
         "all options, loss weights"
     python benchmarks/adaptive.py --only speed
+    python benchmarks/adaptive.py --only quality --learning_rate 2e-3 --models "baseline, carried" \
+        "all options, loss weights" --steps 3000 4000                  # in equal time, by the speeds of training
 
 Trains every model with run/train_adaptive.sh on the bundled text, on one thread; finished runs are not run again. All
 read the whole of the held-out text, window by window and in one piece, beside compressors that have seen the training
@@ -25,14 +27,16 @@ import matplotlib
 import torch
 from rich.console import Console
 from rich.progress import track
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel
 from transformers.utils import logging
 
 from auto_compressor import AdaptiveByteConfig, GRUByteConfig
+from auto_compressor.byte_lm.arguments import AdaptiveByteArguments
+from auto_compressor.byte_lm.family import load_byte_lm
 from auto_compressor.byte_lm.metrics import measure_byte_lm
 from auto_compressor.files.bundled import BUNDLED_TRAIN_TEXT, BUNDLED_VALIDATION_TEXT
 from auto_compressor.hierarchical_autoencoder.patching import cumulative_borders
-from measuring import in_turn, print_table, write_rows
+from measuring import cpu_seconds, in_turn, print_table, write_rows
 
 
 matplotlib.use("Agg")
@@ -42,7 +46,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 ROOT = Path(__file__).parents[1]
 CARRIED = ["--no_window_end_target", "--carry_state"]
 LOSS_WEIGHTS = ["--encoder_loss_weight", "0.1", "--meta_loss_weight", "0.1"]
-ALL = [*CARRIED, "--add_encoder_states", "--detach_meta_targets", "--target_ratios", "4", "4"]
+OPTIONS = [*CARRIED, "--add_encoder_states", "--detach_meta_targets"]
+ALL = [*OPTIONS, "--target_ratios", "4", "4"]
+TWO_LEVELS = ["--num_levels", "2", "--hidden_size", "164"]  # 1,155,567 parameters, 917 fewer than three levels of 128
 # name of the model -> flags of run/train_adaptive.sh, or of run/train_baseline.sh
 RUNS = {
     "baseline": [],
@@ -57,7 +63,10 @@ RUNS = {
     "loss weights": LOSS_WEIGHTS,
     "all options": ALL,
     "all options, loss weights": [*ALL, *LOSS_WEIGHTS],
+    "two levels": [*OPTIONS, *LOSS_WEIGHTS, *TWO_LEVELS, "--target_ratios", "4"],
+    "baseline, two levels": [*CARRIED, *TWO_LEVELS],
 }
+EQUAL_TIME = ("baseline, carried", "all options, loss weights", "two levels", "baseline, two levels")
 DEFAULT_STEPS, DEFAULT_RATE = 1600, "3e-4"
 STREAM_BYTES = 2**14  # of one piece of a text
 COLUMNS = ("bits_per_byte", "bits_per_byte_window", "byte_encoder_bpb", "byte_decoder_bpb")
@@ -86,7 +95,7 @@ def train(name: str, output_dir: Path, steps: int, rate: str) -> Path:
     return folder
 
 
-def measure(name: str, folder: Path) -> dict[str, float]:
+def measure(name: str, folder: Path, steps: int) -> dict[str, float]:
     """Figures of the whole held-out text, read in pieces of `STREAM_BYTES` and in windows."""
     model, text = AutoModelForCausalLM.from_pretrained(folder).eval(), BUNDLED_VALIDATION_TEXT.read_bytes()
     figures = measure_byte_lm(model, text, num_lanes=len(text) // STREAM_BYTES, carry_state=True)
@@ -95,7 +104,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     figures["bits_per_byte_window"] = windows["bits_per_byte"]
     effective = getattr(model, "num_effective_parameters", model.num_parameters())
     counts = {"parameters": model.num_parameters(), "effective_parameters": effective}
-    return {"model": name} | counts | {column: figures.get(column) for column in COLUMNS}
+    return {"model": name, "steps": steps} | counts | {column: figures.get(column) for column in COLUMNS}
 
 
 def compressed_sizes(data: bytes) -> dict[str, int]:
@@ -152,8 +161,16 @@ def text_windows(num_rows: int, length: int) -> torch.LongTensor:
     return text.view(num_rows, length)
 
 
+def model_of(name: str) -> PreTrainedModel:
+    """The model of a run, before training."""
+    config_class = GRUByteConfig if name.startswith("baseline") else AdaptiveByteConfig
+    (arguments,) = HfArgumentParser(AdaptiveByteArguments).parse_args_into_dataclasses(RUNS[name])
+    torch.manual_seed(0)
+    return load_byte_lm(config_class, arguments)
+
+
 def training_speed(repeats: int = 20) -> list[dict]:
-    """Steps of 8 windows of 128 bytes."""
+    """Steps of 8 windows of 128 bytes, of the models that are compared at equal time, in CPU time."""
     ids = text_windows(8, 128)
 
     def step(model: PreTrainedModel, optimizer: torch.optim.Optimizer):
@@ -162,11 +179,13 @@ def training_speed(repeats: int = 20) -> list[dict]:
         optimizer.step()
 
     steps = {}
-    for name, model in new_models().items():
-        optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-4, weight_decay=1e-2, fused=True)
+    for name in EQUAL_TIME:
+        model = model_of(name).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=1e-2, fused=True)
         steps[name] = lambda model=model, optimizer=optimizer: step(model, optimizer)
-    rates = {name: ids.numel() / time for name, time in in_turn(steps, repeats).items()}
-    return [row("training, bytes/s", "adaptive / baseline", rates["adaptive"], rates["baseline"])]
+    rates = {name: ids.numel() / time for name, time in in_turn(steps, repeats, cpu_seconds).items()}
+    first, *others = EQUAL_TIME
+    return [row("training, bytes/s of CPU time", f"{name} / {first}", rates[name], rates[first]) for name in others]
 
 
 def borders_in_loops(scores: torch.Tensor, threshold: float) -> torch.BoolTensor:
@@ -223,12 +242,14 @@ def row(measure: str, what: str, first: float, second: float) -> dict:
 
 
 def measure_quality(args: argparse.Namespace):
-    names = track(args.models, "Training and measuring", console=Console(stderr=True))
-    rows = [measure(name, train(name, args.output_dir, args.steps, args.learning_rate)) for name in names]
-    rows += compressor_rows()
-    print_table(f"Held-out text after {args.steps:,} steps at {args.learning_rate}", rows)
-    default = (args.steps, args.learning_rate) == (DEFAULT_STEPS, DEFAULT_RATE)
-    suffix = "" if default else f"_{args.steps}_{args.learning_rate}"
+    numbers = args.steps * len(args.models) if len(args.steps) == 1 else args.steps
+    runs = track(list(zip(args.models, numbers, strict=True)), "Training and measuring", console=Console(stderr=True))
+    rows = [
+        measure(name, train(name, args.output_dir, steps, args.learning_rate), steps) for name, steps in runs
+    ] + compressor_rows()
+    print_table(f"Held-out text after training at {args.learning_rate}", rows)
+    default = (args.steps, args.learning_rate) == ([DEFAULT_STEPS], DEFAULT_RATE)
+    suffix = "" if default else f"_{'_'.join(map(str, args.steps))}_{args.learning_rate}"
     write_rows(rows, args.output_dir / f"adaptive{suffix}.csv")
     plot_rates(rows, args.output_dir / f"adaptive{suffix}.png")
 
@@ -241,12 +262,18 @@ def measure_speed(args: argparse.Namespace):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[DEFAULT_STEPS], help="one number, or one for each model"
+    )
     parser.add_argument("--learning_rate", default=DEFAULT_RATE)
     parser.add_argument("--models", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--only", choices=["quality", "speed"])
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/benchmark_adaptive"))
     args = parser.parse_args()
+    if len(args.steps) not in (1, len(args.models)):
+        parser.error(
+            f"--steps must be one number, or one for each of the {len(args.models)} --models, got {args.steps}."
+        )
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     args.output_dir.mkdir(parents=True, exist_ok=True)

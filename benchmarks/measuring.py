@@ -32,9 +32,9 @@ def products_per_second(dtype: torch.dtype = torch.float32) -> float:
     return 2 * PRODUCT**3 / min(cpu_seconds(lambda: left @ right) for _ in range(10))
 
 
-def in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def in_turn(functions: dict[str, Callable[[], object]], repeats: int, timer: Callable = seconds) -> dict[str, float]:
     """The median seconds of every function, all called in turn: what else the machine does slows all of them."""
-    times = [{name: seconds(function) for name, function in functions.items()} for _ in range(repeats + 1)][1:]
+    times = [{name: timer(function) for name, function in functions.items()} for _ in range(repeats + 1)][1:]
     return {name: sorted(run[name] for run in times)[repeats // 2] for name in functions}
 
 

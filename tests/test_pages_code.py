@@ -80,7 +80,9 @@ def autocompressors(checkpoints: Path, hub: Path):
 def other_models(checkpoints: Path):
     levels = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "codebook_size": 8}
     config = ac.HierarchicalAutoencoderConfig(level_configs=[levels])
-    models = {"hier_l1_ema_vq_c1024_d128_lr2e-3_bsz4x512": ac.HierarchicalAutoencoder(config)}
+    models = dict.fromkeys(
+        ("hier_l1_ema_vq_c1024_d128_lr2e-3_bsz4x512", "codes_lm"), ac.HierarchicalAutoencoder(config)
+    )
     models["adaptive_byte_L128_B1k"] = ac.AdaptiveByteForCausalLM(ac.AdaptiveByteConfig(hidden_size=8))
     sizes = {"architecture": "chunk", "embedding_size": 8, "hidden_size": 8, "latent_dim": 64}
     continuous = ac.ContinuousTextAutoencoder(ac.ContinuousTextAutoencoderConfig(vocab_size=2048, **sizes))

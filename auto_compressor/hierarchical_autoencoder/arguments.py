@@ -28,7 +28,10 @@ class HierarchicalArguments:
     )
     freeze_levels: int = field(
         default=0,
-        metadata={"help": "Number of levels, from bytes up, that stay as they are in the checkpoint, codebooks too."},
+        metadata={
+            "help": "Number of levels, from bytes up, that stay as they are in the checkpoint, codebooks too; if these"
+            " are all, only the language model over the codes is trained."
+        },
     )
     hidden_size: list[int] = field(default_factory=list, metadata={"help": "Width of the layers (default: 128)."})
     intermediate_size: list[int] = field(

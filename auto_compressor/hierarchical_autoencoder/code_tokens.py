@@ -15,9 +15,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     return -(log_probs.exp() * log_probs).sum(dim=-1)
 
 
-def keep_codebook(
-    logits: torch.Tensor, which: torch.LongTensor, codebook_size: int, num_codebooks: int
-) -> torch.Tensor:
+def keep_codebook(logits: torch.Tensor, which: torch.Tensor, codebook_size: int, num_codebooks: int) -> torch.Tensor:
     """Makes the tokens of all codebooks but `which` impossible.
 
     Args:
@@ -29,26 +27,38 @@ def keep_codebook(
     return logits.masked_fill(codebooks != which[..., None], torch.finfo(logits.dtype).min)
 
 
-def tokens_from_codes(codes: torch.LongTensor, codebook_size: int) -> torch.LongTensor:
+def tokens_from_codes(codes: torch.Tensor, codebook_size: int) -> torch.LongTensor:
     """Returns `(batch_size, patches * num_quantizers)` tokens for codes `(batch_size, patches, num_quantizers)`; where
     there is no code (-1), the first token."""
     offsets = torch.arange(codes.shape[-1], device=codes.device) * codebook_size  # (quantizers,)
     return (codes + offsets).masked_fill(codes < 0, 0).flatten(1)
 
 
-def codes_from_tokens(tokens: torch.LongTensor, codebook_size: int, num_quantizers: int) -> torch.LongTensor:
+def codes_from_tokens(tokens: torch.Tensor, codebook_size: int, num_quantizers: int) -> torch.LongTensor:
     """The inverse of `tokens_from_codes`, whatever token stands in front of a code."""
     return tokens.unflatten(1, (-1, num_quantizers)) % codebook_size
 
 
-def symbol_positions(positions: torch.LongTensor, symbols_per_unit: int) -> torch.LongTensor:
+def symbol_positions(positions: torch.Tensor, symbols_per_unit: int) -> torch.LongTensor:
     """Places of symbols within segments, `(batch_size, units * symbols_per_unit)`, from those of units."""
     within = torch.arange(symbols_per_unit, device=positions.device)  # (symbols_per_unit,)
     return (positions[..., None] * symbols_per_unit + within).flatten(1)
 
 
+class Likeliest:
+    """How a `CodeExpander` chooses what it generates: the likeliest symbol, and an end if it is likelier than not."""
+
+    def symbols(self, rows: torch.Tensor, step: int, logits: torch.Tensor) -> torch.Tensor:
+        """Symbols `(rows,)` at a place of these segments, from logits `(rows, vocab_size)`."""
+        return logits.argmax(dim=-1)
+
+    def ends(self, rows: torch.Tensor, length: int, logits: torch.Tensor) -> torch.Tensor:
+        """Whether these segments end after so many units, from logits `(rows,)`."""
+        return logits > 0
+
+
 def pack_segments(
-    symbols: torch.LongTensor, lengths: torch.LongTensor, mask: torch.BoolTensor
+    symbols: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.LongTensor, torch.BoolTensor]:
     """
     Joins segments to rows.
@@ -75,8 +85,29 @@ def pack_segments(
     return units, unit_mask
 
 
+def cut_segments(units: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+    """
+    The inverse of `pack_segments`.
+
+    Args:
+        units (`torch.LongTensor` of shape `(batch_size, units, size)`): What the rows are made of.
+        mask (`torch.BoolTensor` of shape `(batch_size, units)`): Which of them are there.
+        lengths (`torch.LongTensor` of shape `(segments,)`): Units of each segment, row by row.
+        longest (`int`): Most units of a segment.
+
+    Returns:
+        `torch.LongTensor` of shape `(segments, longest, size)`: 0 behind the last unit of a segment.
+    """
+    present = torch.arange(longest, device=units.device) < lengths[:, None]  # (segments, longest)
+    segments = units.new_zeros(*present.shape, units.shape[2])
+    segments[present] = units[mask]
+    return segments
+
+
 __all__ = [
+    "Likeliest",
     "codes_from_tokens",
+    "cut_segments",
     "entropy",
     "keep_codebook",
     "pack_segments",

@@ -1,187 +1,35 @@
-"""A compressor of any bytes: the top codes of a [`HierarchicalAutoencoder`], and what they get wrong, in one file.
+"""A compressor of any bytes: the top codes of a [`HierarchicalAutoencoder`] in a file, by themselves or without loss.
 
-A file is a prefix (magic, version, lengths of the two parts behind it, their CRC-32), a JSON header
-([`ByteCodecHeader`]) and streams of whole numbers, each in the shortest of its forms: the top codes per block, the top
-codes (all of the first codebook, then of the second, ...) and, for `lossless`, a flag per patch that says whether its
-codes decode wrongly, the bytes that each of these patches stands for, and those bytes.
+By themselves they decode to most of the bytes. Without loss, they are coded under their language model, and what they
+leave to know under the expanders ([`exact_codec`]). [`codes_file`] has the format; lossless files of version 1, which
+hold what the codes get wrong, are read too.
 """
 
 import hashlib
-import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
-from ..files.coded_file import (
-    CODES_MAGIC,
-    CodedFileError,
-    check_origin,
-    check_original,
-    check_weights,
-    exact_copy,
-    naming,
-    read_parts,
-    require,
-    write_parts,
-)
+from ..files.coded_file import check_original, check_weights, exact_copy, naming, require
 from ..files.identity import weights_hash
 from ..tokenization_bytes import NUM_BYTES
+from .codes_file import (
+    CODED,
+    ByteCodecHeader,
+    read_file,
+    read_header,
+    read_stream,
+    split_streams,
+    write_file,
+    write_stream,
+)
 from .configuration_hierarchical_autoencoder import HierarchicalAutoencoderConfig
 from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder, rows_to_bytes
 
 
-MAGIC = CODES_MAGIC
-VERSION = 1
 Progress = Callable[[range], Iterable[int]]
-MAX_LZMA_MEMORY = 2**26  # the streams here need an eighth of it
-FORMS = ("bits", "zlib", "lzma")
-CODE_STREAMS, CORRECTION_STREAMS = 2, 3
-LARGEST = {"num_bytes": 2**50, "right_bytes": 2**50, "block_size": 2**31, "num_patches": 2**50}
-LARGEST |= {"num_quantizers": 2**16, "codebook_size": 2**32}
-SMALLEST = {"block_size": 1, "num_quantizers": 1, "codebook_size": 1}
-
-
-@dataclass(frozen=True)
-class ByteCodecHeader:
-    """
-    What a file says about itself.
-
-    Args:
-        model_type (`str`), model_hash (`str`): The model that made it, see [`weights_hash`].
-        num_bytes (`int`), sha256 (`str`): Length and SHA-256 of the original.
-        lossless (`bool`): Whether the original comes back, or what the codes keep of it.
-        right_bytes (`int`): Bytes of the original in patches that decode right from their codes alone.
-        block_size (`int`): Bytes that were compressed together.
-        num_patches (`int`), num_quantizers (`int`), codebook_size (`int`): Top patches of all blocks, codes of each,
-            and values of a code.
-        streams (`list[list]`): Form and stored bytes of every stream.
-    """
-
-    model_type: str
-    model_hash: str
-    num_bytes: int
-    sha256: str
-    lossless: bool
-    right_bytes: int
-    block_size: int
-    num_patches: int
-    num_quantizers: int
-    codebook_size: int
-    streams: list
-
-    @property
-    def num_blocks(self) -> int:
-        """As [`HierarchicalAutoencoder.blocks`] cuts them: one for an empty original."""
-        return max(1, -(-self.num_bytes // self.block_size))
-
-    @property
-    def num_codes(self) -> int:
-        return self.num_patches * self.num_quantizers
-
-    @classmethod
-    def parse(cls, packed: bytes) -> "ByteCodecHeader":
-        """Reads JSON; a `CodedFileError` if these are not its fields, or one of them is of another kind."""
-        values = parse_json(packed)
-        names = [field.name for field in fields(cls)]
-        require(isinstance(values, dict) and sorted(values) == sorted(names), f"its header must say {names}", values)
-        header = cls(**values)
-        check_origin(header.model_type, header.model_hash, header.sha256)
-        require(isinstance(header.lossless, bool), "`lossless` in its header must be true or false", header.lossless)
-        for name, most in LARGEST.items():
-            least, found = SMALLEST.get(name, 0), values[name]
-            rule = f"`{name}` in its header must be a whole number from {least} to {most}"
-            require(type(found) is int and least <= found <= most, rule, found)
-        return header
-
-    def check(self, body_length: int):
-        """Raises a `CodedFileError` for counts that do not go together, or not with the length of what follows."""
-        blocks, most = self.num_blocks if self.num_bytes else 0, self.num_bytes
-        require(self.right_bytes <= most, f"`right_bytes` in its header must be {most} at most", self.right_bytes)
-        rule = f"`num_patches` in its header must be from {blocks} to {most}"
-        require(blocks <= self.num_patches <= most, rule, self.num_patches)
-        check_stream_list(self.streams, CODE_STREAMS + CORRECTION_STREAMS * self.lossless, body_length)
-
-
-def parse_json(packed: bytes) -> Any:
-    """A value; `None` for what is no JSON, or is nested too deep or has too long a number to be read."""
-    try:
-        return json.loads(packed)
-    except (ValueError, RecursionError):
-        return None
-
-
-def check_stream_list(streams: Any, count: int, body_length: int):
-    """Raises a `CodedFileError` unless these are forms and lengths of `count` streams that fill the body."""
-    rule = f"`streams` in its header must be {count} pairs of a form and a length"
-    require(isinstance(streams, list) and len(streams) == count, rule, streams)
-    for stream in streams:
-        require(isinstance(stream, list) and len(stream) == 2 and stream[0] in FORMS, rule, stream)
-        require(type(stream[1]) is int and stream[1] >= 0, rule, stream)
-    found = sum(length for _, length in streams)
-    require(found == body_length, f"the lengths of its streams must add up to {body_length}", found)
-
-
-def pack_bits(values: np.ndarray, bits: int) -> bytes:
-    """Whole numbers below `2**bits` (32 bits at most), each in so many bits."""
-    columns = values.astype("<u4").view(np.uint8).reshape(-1, 4)
-    return np.packbits(np.unpackbits(columns, axis=1, count=bits, bitorder="little"), bitorder="little").tobytes()
-
-
-def unpack_bits(data: bytes, bits: int, count: int) -> np.ndarray:
-    """The `count` numbers that `pack_bits` packed."""
-    rows = np.unpackbits(np.frombuffer(data, np.uint8), count=bits * count, bitorder="little").reshape(count, bits)
-    columns = np.packbits(np.pad(rows, ((0, 0), (0, 32 - bits))), axis=1, bitorder="little")
-    return columns.view("<u4")[:, 0].astype(np.int64)
-
-
-def small_dtype(limit: int) -> np.dtype:
-    """The smallest unsigned integers that hold all below `limit`, little-endian."""
-    return np.min_scalar_type(limit - 1).newbyteorder("<")
-
-
-def write_stream(values: np.ndarray, limit: int) -> tuple[str, bytes]:
-    """Whole numbers from 0 to `limit - 1` in their shortest form, and its name."""
-    plain = values.astype(small_dtype(limit)).tobytes()
-    forms = {
-        "bits": pack_bits(values, (limit - 1).bit_length()),
-        "zlib": zlib.compress(plain, level=9),
-        "lzma": lzma.compress(plain, format=lzma.FORMAT_ALONE),
-    }
-    return min(forms.items(), key=lambda form: len(form[1]))
-
-
-def decompress_bounded(stored: bytes, form: str, length: int) -> bytes:
-    """What zlib or lzma compressed, which must be `length` bytes; no more are made on the way."""
-    try:
-        if form == "lzma":
-            reader = lzma.LZMADecompressor(lzma.FORMAT_ALONE, MAX_LZMA_MEMORY)
-        else:
-            reader = zlib.decompressobj()
-        data = reader.decompress(stored, length + 1)
-    except (zlib.error, lzma.LZMAError, EOFError, MemoryError) as error:
-        raise CodedFileError(f"is damaged: a stream must be {form}, got: {error}.") from error
-    require(len(data) == length, f"a stream must hold {length} bytes", len(data))
-    require(reader.eof and not reader.unused_data, f"a stream must be all of what {form} wrote", stored)
-    return data
-
-
-def read_stream(stored: bytes, form: str, limit: int, count: int) -> np.ndarray:
-    """The `count` numbers that `write_stream` wrote; a `CodedFileError` for what it cannot have written."""
-    if form == "bits":
-        bits = (limit - 1).bit_length()
-        require(len(stored) == -(-bits * count // 8), f"a stream of {count} numbers must have their bits", len(stored))
-        values = unpack_bits(stored, bits, count)
-    else:
-        dtype = small_dtype(limit)
-        values = np.frombuffer(decompress_bounded(stored, form, count * dtype.itemsize), dtype).astype(np.int64)
-    largest = values.max(initial=0)
-    require(largest < limit, f"the numbers of a stream must be below {limit}", int(largest))
-    return values
 
 
 @dataclass(frozen=True)
@@ -217,36 +65,41 @@ def encode_blocks(model: HierarchicalAutoencoder, data: bytes) -> Patches:
     return Patches(present.sum(dim=1).numpy(), codes[present].numpy(), lengths.numpy(), values)
 
 
+def code_rows(counts: np.ndarray, codes: np.ndarray) -> torch.LongTensor:
+    """Codes `(patches, num_quantizers)` as rows of blocks `(blocks, patches, num_quantizers)`, -1 behind the last."""
+    present = torch.arange(counts.max()) < torch.from_numpy(counts)[:, None]  # (blocks, patches)
+    rows = torch.full((*present.shape, codes.shape[1]), -1)
+    rows[present] = torch.tensor(codes)
+    return rows
+
+
 def decode_blocks(model: HierarchicalAutoencoder, counts: np.ndarray, codes: np.ndarray) -> Patches:
     """The patches of blocks, with the bytes that their codes decode to."""
-    present = torch.arange(counts.max()) < torch.from_numpy(counts)[:, None]
-    rows = torch.full((*present.shape, codes.shape[1]), -1)
-    rows[present] = torch.from_numpy(codes)
+    rows = code_rows(counts, codes)
     output = model.decode(rows.transpose(1, 2).to(model.device))
     values = np.frombuffer(rows_to_bytes(output.sequences), np.uint8)
-    return Patches(counts, codes, output.lengths.cpu()[present].numpy(), values)
+    return Patches(counts, codes, output.lengths.cpu()[rows[..., 0] >= 0].numpy(), values)
 
 
 def encode_and_decode(
-    model: HierarchicalAutoencoder, decoder: HierarchicalAutoencoder, data: bytes, batch_size: int, progress: Progress
+    model: HierarchicalAutoencoder, data: bytes, batch_size: int, progress: Progress
 ) -> tuple[Patches, Patches]:
-    """The patches of `data`, and what the decoder makes of them."""
+    """The patches of `data`, and what the model makes of their codes."""
     size, original, decoded = model.config.block_size * batch_size, [], []
     for start in progress(range(0, max(1, len(data)), size)):
         original.append(encode_blocks(model, data[start : start + size]))
-        decoded.append(decode_blocks(decoder, original[-1].counts, original[-1].codes))
+        decoded.append(decode_blocks(model, original[-1].counts, original[-1].codes))
     return Patches.join(original), Patches.join(decoded)
 
 
-def decode_patches(
-    decoder: HierarchicalAutoencoder, counts: np.ndarray, codes: np.ndarray, batch_size: int, progress: Progress
-) -> Patches:
-    """As `decode_blocks`, `batch_size` blocks at once."""
-    ends, decoded = np.concatenate([[0], counts.cumsum()]), []
+def batches_of(
+    counts: np.ndarray, codes: np.ndarray, batch_size: int, progress: Progress
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Counts and codes of `batch_size` blocks at a time."""
+    ends = np.concatenate([[0], counts.cumsum()])
     for start in progress(range(0, len(counts), batch_size)):
         batch = counts[start : start + batch_size]
-        decoded.append(decode_blocks(decoder, batch, codes[ends[start] : ends[start + len(batch)]]))
-    return Patches.join(decoded)
+        yield batch, codes[ends[start] : ends[start + len(batch)]]
 
 
 def wrong_patches(original: Patches, decoded: Patches) -> np.ndarray:
@@ -279,33 +132,6 @@ def check_arguments(model: HierarchicalAutoencoder, batch_size: int):
         raise ValueError(f"`batch_size` must be an integer of 1 or more, got {batch_size!r}.")
 
 
-def read_file(blob: bytes) -> tuple[ByteCodecHeader, bytes]:
-    """Returns header and body, which go together; see `read_header` for the errors."""
-    packed, body = read_parts(blob, MAGIC, VERSION)
-    header = ByteCodecHeader.parse(packed)
-    header.check(len(body))
-    return header, body
-
-
-def read_header(blob: bytes, name: str = "The file") -> ByteCodecHeader:
-    """
-    What a file of [`encode_bytes`] says about itself; `name` is what errors call it.
-
-    Raises:
-        ValueError: for what is no such file, or one that is truncated, damaged or of another version.
-    """
-    with naming(name):
-        return read_file(blob)[0]
-
-
-def split_streams(header: ByteCodecHeader, body: bytes) -> Iterator[tuple[bytes, str]]:
-    """The stored bytes and the form of every stream, in turn."""
-    start = 0
-    for form, length in header.streams:
-        yield body[start : start + length], form
-        start += length
-
-
 def encode_bytes(
     model: HierarchicalAutoencoder,
     data: bytes,
@@ -318,9 +144,9 @@ def encode_bytes(
 
     Without `lossless` the file holds the codes, and what comes back is `model.reconstruct(data)`: greedily decoded in
     the dtype of the model, where ties may fall differently with another batch size or machine. With it the file also
-    holds what the codes get wrong, and both sides decode a float64 copy of the model. Nobody can promise the same
-    rounding on every machine and in every version of PyTorch, but in float64 it decides only between bytes that are
-    equally likely to about 14 digits; and [`decode_bytes`] returns the original, by its SHA-256, or raises.
+    holds all that the codes leave to know, and both sides run a float64 copy of the model: [`~lossless.codec`] says
+    why they see the same numbers, elsewhere too. [`decode_bytes`] returns the original, by its SHA-256, or raises.
+    `lossless` needs constriction.
 
     Args:
         model (`HierarchicalAutoencoder`): In evaluation mode; it is left as it is.
@@ -338,50 +164,63 @@ def encode_bytes(
     check_arguments(model, batch_size)
     if not isinstance(data, bytes | bytearray):
         raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
-    decoder = exact_copy(model) if lossless else model
-    original, decoded = encode_and_decode(model, decoder, bytes(data), batch_size, progress)
-    wrong = wrong_patches(original, decoded)
-    streams = code_streams(model.config, original)
-    if lossless:
-        streams += correction_streams(model.config, original, wrong)
-    right_bytes = len(data) - int(original.lengths[wrong].sum())
-    header = make_header(model, data, original, lossless, right_bytes, streams)
-    body = b"".join(stored for _, stored in streams)
-    return write_parts(MAGIC, VERSION, json.dumps(asdict(header)).encode(), body)
+    encode = encode_exactly if lossless else encode_with_loss
+    return write_file(*encode(model, bytes(data), batch_size, progress))
 
 
-def code_streams(config: HierarchicalAutoencoderConfig, patches: Patches) -> list[tuple[str, bytes]]:
-    codes = write_stream(patches.codes.T.flatten(), config.level_configs[-1].codebook_size)
-    return [write_stream(patches.counts, config.block_size + 1), codes]
+def encode_with_loss(
+    model: HierarchicalAutoencoder, data: bytes, batch_size: int, progress: Progress
+) -> tuple[ByteCodecHeader, list[tuple[str, bytes]]]:
+    """Header and streams of the codes alone, in version 1."""
+    original, decoded = encode_and_decode(model, data, batch_size, progress)
+    right_bytes = len(data) - int(original.lengths[wrong_patches(original, decoded)].sum())
+    streams = plain_streams(model.config, original.counts, original.codes)
+    facts = {"lossless": False, "right_bytes": right_bytes, "version": 1}
+    return make_header(model, data, len(original.codes), streams, facts), streams
 
 
-def correction_streams(
-    config: HierarchicalAutoencoderConfig, patches: Patches, wrong: np.ndarray
+def encode_exactly(
+    model: HierarchicalAutoencoder, data: bytes, batch_size: int, progress: Progress
+) -> tuple[ByteCodecHeader, list[tuple[str, bytes]]]:
+    """Header and streams of everything, in version 2."""
+    from .exact_codec import encode_batches, pack_words  # needs constriction
+
+    size = model.config.block_size * batch_size
+    batches = (data[start : start + size] for start in progress(range(0, max(1, len(data)), size)))
+    rows, for_codes, for_bytes = encode_batches(model, batches)
+    present = [part[..., 0].cpu() >= 0 for part in rows]  # each (blocks, patches)
+    counts = np.concatenate([part.sum(dim=1).numpy() for part in present])  # (blocks,)
+    codes = np.concatenate([part.cpu()[mask].numpy() for part, mask in zip(rows, present, strict=True)])
+    plain_counts, plain_codes = plain_streams(model.config, counts, codes)
+    coded_codes, coded_bytes = ((CODED, pack_words(encoder)) for encoder in (for_codes, for_bytes))
+    shortest = min(plain_codes, coded_codes, key=lambda stream: len(stream[1]))
+    streams = [plain_counts, shortest, coded_bytes]
+    return make_header(model, data, len(codes), streams, {"lossless": True, "batch_size": batch_size}), streams
+
+
+def plain_streams(
+    config: HierarchicalAutoencoderConfig, counts: np.ndarray, codes: np.ndarray
 ) -> list[tuple[str, bytes]]:
-    lengths = write_stream(patches.lengths[wrong], config.block_size + 1)
-    return [write_stream(wrong, 2), lengths, write_stream(patches.data[np.repeat(wrong, patches.lengths)], NUM_BYTES)]
+    """Counts of patches `(blocks,)` and codes `(patches, num_quantizers)`, each in its shortest form."""
+    packed = write_stream(codes.T.flatten(), config.level_configs[-1].codebook_size)
+    return [write_stream(counts, config.block_size + 1), packed]
 
 
 def make_header(
-    model: HierarchicalAutoencoder,
-    data: bytes,
-    patches: Patches,
-    lossless: bool,
-    right_bytes: int,
-    streams: list[tuple[str, bytes]],
+    model: HierarchicalAutoencoder, data: bytes, num_patches: int, streams: list[tuple[str, bytes]], facts: dict
 ) -> ByteCodecHeader:
+    top = model.config.level_configs[-1]
     return ByteCodecHeader(
         model_type=model.config.model_type,
         model_hash=weights_hash(model),
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        lossless=lossless,
-        right_bytes=right_bytes,
         block_size=model.config.block_size,
-        num_patches=len(patches.codes),
-        num_quantizers=patches.codes.shape[1],
-        codebook_size=model.config.level_configs[-1].codebook_size,
+        num_patches=num_patches,
+        num_quantizers=top.num_quantizers,
+        codebook_size=top.codebook_size,
         streams=[[form, len(stored)] for form, stored in streams],
+        **facts,
     )
 
 
@@ -399,7 +238,8 @@ def decode_bytes(
         model (`HierarchicalAutoencoder`): With the weights that made the file, in evaluation mode; it is left as it
             is.
         blob (`bytes`): The file.
-        batch_size (`int`, defaults to 32): Blocks that are decoded at once, as many as when encoding or not.
+        batch_size (`int`, defaults to 32): Blocks that are decoded at once, as many as when encoding or not. A
+            lossless file says itself how many.
         progress (`Callable`, *optional*): Wraps the range over the batches, as `tqdm.tqdm` does.
         name (`str`, *optional*): What errors call the file.
 
@@ -413,13 +253,41 @@ def decode_bytes(
         header, body = read_file(blob)
         check_weights(model, header.model_type, header.model_hash)
         check_config(model.config, header)
-        counts, codes, corrections = read_streams(header, body)
-        decoder = exact_copy(model) if header.lossless else model
-        decoded = decode_patches(decoder, counts, codes, batch_size, progress)
-        data = (correct_patches(decoded, *corrections) if header.lossless else decoded.data).tobytes()
+        decode = decode_exactly if header.version == 2 else decode_plain
+        data = decode(model, header, body, batch_size, progress)
         if header.lossless or header.right_bytes == header.num_bytes:
             check_original(data, header.sha256)
         return data
+
+
+def decode_plain(
+    model: HierarchicalAutoencoder, header: ByteCodecHeader, body: bytes, batch_size: int, progress: Progress
+) -> bytes:
+    """What the codes of a file of version 1 decode to, with its corrections if it is lossless."""
+    streams = split_streams(header, body)
+    counts, codes = read_counts(header, streams), read_codes(header, *next(streams))
+    corrections = read_corrections(header, streams) if header.lossless else None
+    decoder = exact_copy(model) if header.lossless else model
+    batches = batches_of(counts, codes, batch_size, progress)
+    decoded = Patches.join([decode_blocks(decoder, *batch) for batch in batches])
+    data = decoded.data if corrections is None else correct_patches(decoded, *corrections)
+    return data.tobytes()
+
+
+def decode_exactly(
+    model: HierarchicalAutoencoder, header: ByteCodecHeader, body: bytes, batch_size: int, progress: Progress
+) -> bytes:
+    """The original of a file of version 2, which has its own `batch_size`."""
+    from .exact_codec import decode_batches, read_words  # needs constriction
+
+    streams = split_streams(header, body)
+    counts, (stored, form) = read_counts(header, streams), next(streams)
+    for_codes = read_words(stored, header.num_codes) if form == CODED else None
+    unknown = np.broadcast_to(np.int64(0), (header.num_patches, header.num_quantizers))
+    codes = read_codes(header, stored, form) if for_codes is None else unknown
+    for_bytes = read_words(next(streams)[0], header.num_bytes)
+    batches = (code_rows(*batch) for batch in batches_of(counts, codes, header.batch_size, progress))
+    return decode_batches(model, batches, for_codes, for_bytes)
 
 
 def check_config(config: HierarchicalAutoencoderConfig, header: ByteCodecHeader):
@@ -434,13 +302,16 @@ def check_config(config: HierarchicalAutoencoderConfig, header: ByteCodecHeader)
         require(found == expected, f"`{name}` in its header must be {expected}, that of the model", found)
 
 
-def read_streams(header: ByteCodecHeader, body: bytes) -> tuple[np.ndarray, np.ndarray, tuple | None]:
-    """Counts and codes of all blocks, and the corrections of a lossless file; see [`Patches`] for the shapes."""
-    streams = split_streams(header, body)
+def read_counts(header: ByteCodecHeader, streams: Iterator[tuple[bytes, str]]) -> np.ndarray:
+    """Patches of all blocks, `(blocks,)`."""
     counts = read_stream(*next(streams), header.block_size + 1, header.num_blocks)
     check_counts(header, counts)
-    codes = read_stream(*next(streams), header.codebook_size, header.num_codes).reshape(header.num_quantizers, -1).T
-    return counts, codes, read_corrections(header, streams) if header.lossless else None
+    return counts
+
+
+def read_codes(header: ByteCodecHeader, stored: bytes, form: str) -> np.ndarray:
+    """All codes, `(patches, num_quantizers)`, of a stream that is not coded."""
+    return read_stream(stored, form, header.codebook_size, header.num_codes).reshape(header.num_quantizers, -1).T
 
 
 def check_counts(header: ByteCodecHeader, counts: np.ndarray):

@@ -8,6 +8,8 @@
 Everything is causal: neither borders nor codes nor what the expander sees depend on later segments.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +19,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from .cache_names import TakesCacheMixin, as_cache, takes_cache
-from .code_tokens import codes_from_tokens, entropy, keep_codebook, pack_segments, symbol_positions, tokens_from_codes
+from .code_tokens import (
+    Likeliest,
+    codes_from_tokens,
+    entropy,
+    keep_codebook,
+    pack_segments,
+    symbol_positions,
+    tokens_from_codes,
+)
 from .configuration_hierarchical_autoencoder import (
     CodeSequenceConfig,
     HierarchicalAutoencoderConfig,
@@ -278,12 +288,15 @@ class CodeExpander(HierarchicalPreTrainedModel):
         )
 
     @torch.no_grad()
-    def generate(self, memory: torch.Tensor) -> tuple[torch.LongTensor, torch.LongTensor]:
+    def generate(
+        self, memory: torch.Tensor, choice: Likeliest | None = None
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
         """
-        Generates segments, the likeliest symbol at every step, with a cache; those that have ended are left out.
+        Generates segments, symbol by symbol, with a cache; those that have ended are left out.
 
         Args:
             memory (`torch.Tensor` of shape `(segments, hidden_size)`): The context of each code.
+            choice (`Likeliest`, *optional*): Chooses symbols and ends.
 
         Returns:
             `tuple`: Symbols `(segments, max_patch_length * symbols_per_unit)`, of which the first ones count, and the
@@ -293,16 +306,18 @@ class CodeExpander(HierarchicalPreTrainedModel):
         symbols = rows.new_zeros(memory.shape[0], self.max_symbols)
         lengths = torch.full_like(rows, self.config.max_patch_length)
         previous = torch.full_like(rows, self.config.vocab_size)
-        cache = DynamicCache()
+        cache, choice = DynamicCache(), choice or Likeliest()
         for step in range(self.max_symbols if len(rows) else 0):
             inputs = self.embed_symbols(previous) + memory * self.positions[step]  # (segments going on, hidden)
             hidden_states = self.norm(self.decoder.step(inputs[:, None], cache, step))[:, 0]
-            previous = self.symbol_logits(hidden_states, torch.full_like(previous, step)).argmax(dim=-1)
+            logits = self.symbol_logits(hidden_states, torch.full_like(previous, step))
+            previous = choice.symbols(rows, step, logits)  # (segments going on,)
             symbols[rows, step] = previous
-            if (step + 1) % self.symbols_per_unit:
+            length, symbols_left = divmod(step + 1, self.symbols_per_unit)
+            if symbols_left or length == self.config.max_patch_length:  # there every segment ends
                 continue
-            ends = self.end_logits(hidden_states, previous) > 0  # (segments going on,)
-            lengths[rows[ends]] = (step + 1) // self.symbols_per_unit
+            ends = choice.ends(rows, length, self.end_logits(hidden_states, previous))  # (segments going on,)
+            lengths[rows[ends]] = length
             going_on = (~ends).nonzero()[:, 0]
             if not len(going_on):
                 break
@@ -437,13 +452,14 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
 
     def freeze_levels(self, num_levels: int):
         """
-        Keeps the first levels as they are, codebooks and thresholds too: training goes on above them.
+        Keeps the first levels as they are, codebooks and thresholds too: training goes on above them. Above all of
+        them is the language model over the top codes.
 
         Raises:
-            ValueError: if no level is left to train.
+            ValueError: if the model has fewer levels.
         """
-        if not 0 <= num_levels < self.config.num_levels:
-            raise ValueError(f"`num_levels` must be from 0 to {self.config.num_levels - 1}, got {num_levels}.")
+        if not 0 <= num_levels <= self.config.num_levels:
+            raise ValueError(f"`num_levels` must be from 0 to {self.config.num_levels}, got {num_levels}.")
         self.num_frozen_levels = num_levels
         for level, parts in enumerate(zip(self.compressors, self.expanders, strict=True)):
             for part in parts:
@@ -559,6 +575,8 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         check_input_ids(input_ids, attention_mask)
         symbols, mask, order = self.read_bytes(input_ids, attention_mask)
         compressed = self.compress(symbols, mask)
+        if self.training and self.num_frozen_levels == self.config.num_levels:
+            return self.code_output(compressed, self.text_ends(input_ids, attention_mask))
         expanded = self.expand(symbols, compressed)
         loss, losses = None, None
         if labels is not None:
@@ -576,6 +594,14 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             patch_ids=self.unit_order(compressed, "patch_ids", order),
             entropies=self.unit_order(compressed, "entropies", order),
         )
+
+    def code_output(
+        self, compressed: list[SegmentCompressorOutput], ends: torch.BoolTensor
+    ) -> HierarchicalAutoencoderOutput:
+        """What trains the language model over the top codes, where all else is frozen: no bytes are reconstructed."""
+        losses = {"code": masked_mean(*self.code_nats(compressed[-1].codes, ends), over_processes=True)}
+        codes = tuple(output.codes.transpose(1, 2) for output in compressed)
+        return HierarchicalAutoencoderOutput(loss=self.weighted_sum(losses), losses=losses, codes=codes)
 
     def unit_order(self, compressed: list[SegmentCompressorOutput], field: str, order: torch.LongTensor) -> tuple:
         """A field of the outputs of all levels; that of level 0 is brought back into the columns of the input."""
@@ -639,7 +665,10 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
 
     @torch.no_grad()
     def decode(
-        self, codes: torch.LongTensor, context_codes: tuple[torch.LongTensor, ...] | None = None
+        self,
+        codes: torch.Tensor,
+        context_codes: tuple[torch.LongTensor, ...] | None = None,
+        choices: Sequence[Likeliest] | None = None,
     ) -> HierarchicalDecoderOutput:
         """
         Bytes of top codes, from nothing else: all segments of a level are generated at once.
@@ -649,6 +678,8 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             context_codes (`tuple(torch.LongTensor)` of shape `(batch_size, num_quantizers, patches)`, *optional*): The
                 codes of every level, from bytes upwards and without padding, of a text in front, whose bytes are not
                 generated.
+            choices (`Sequence[Likeliest]`, *optional*): What chooses the symbols of every level, from bytes upwards
+                (default: the likeliest).
 
         Raises:
             ValueError: for codes of another shape, or out of range.
@@ -665,7 +696,8 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
             vectors = self.compressors[level].quantizer.codes_to_stages(all_codes)[..., -1, :].to(self.dtype)
             # (batch, patches, hidden)
             memory = expander.read_codes(vectors, F.pad(mask, (start, 0), value=True))[:, start:]
-            symbols, segment_lengths = expander.generate(memory[mask])  # (segments, max_symbols), (segments,)
+            # (segments, max_symbols), (segments,)
+            symbols, segment_lengths = expander.generate(memory[mask], None if choices is None else choices[level])
             # (segments, max_units, symbols_per_unit)
             units = codes_from_tokens(symbols, expander.codebook_size, expander.symbols_per_unit)
             owners = top_codes[mask][:, None, None].expand(-1, units.shape[1], 1)  # (segments, max_units, 1)
@@ -723,7 +755,7 @@ class HierarchicalAutoencoder(HierarchicalPreTrainedModel):
         data += rows_to_bytes(self.decode(new_codes, encoded.level_codes).sequences)
         return data.decode("utf-8", errors="replace") if isinstance(prompt, str) else data
 
-    def check_codes(self, codes: torch.LongTensor):
+    def check_codes(self, codes: torch.Tensor):
         top = self.config.level_configs[-1]
         if codes.ndim != 3 or codes.shape[1] != top.num_quantizers or codes.dtype != torch.long:
             raise ValueError(

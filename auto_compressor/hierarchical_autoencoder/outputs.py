@@ -96,8 +96,9 @@ class HierarchicalAutoencoderOutput(ModelOutput):
     Args:
         loss (`torch.Tensor`, scalar): Weighted sum of `losses`; only with `labels`.
         logits (`torch.Tensor` of shape `(batch_size, length, 256)`): Logits of each byte, from the codes and the
-            earlier bytes of its segment.
-        losses (`dict[str, torch.Tensor]`): `reconstruction`, `lm` and `commitment` of every level, `code`.
+            earlier bytes of its segment; none while the language model over the codes is trained alone.
+        losses (`dict[str, torch.Tensor]`): `reconstruction`, `lm` and `commitment` of every level, `code`; then only
+            `code`.
         codes, patch_ids, entropies: As in [`HierarchicalEncoderOutput`], codes of every level.
     """
 

@@ -256,6 +256,17 @@ def test_padding_and_rows(name, side):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["ema_vq", "two_levels", "residual_vq"])
+def test_with_all_levels_frozen_only_the_loss_of_the_codes_is_computed(name):
+    model, ids = tiny_model(name), random_bytes(2, 19)
+    expected = model(ids, labels=ids).losses["code"]
+    model.freeze_levels(model.config.num_levels)
+    output = model.train()(ids, labels=ids)
+    assert output.logits is None and output.losses.keys() == {"code"}
+    assert_close(output.losses["code"], expected)
+    assert_close(output.loss, model.config.code_loss_weight * expected)
+
+
 def test_losses_ignore_padding_and_masked_labels():
     model = tiny_model("two_levels", dtype=torch.float64)
     row = random_bytes(1, 21)

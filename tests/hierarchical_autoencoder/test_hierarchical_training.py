@@ -272,8 +272,18 @@ def test_frozen_levels_stay_as_they_are(main, tmp_path):
         before, after = parts[0].state_dict(), getattr(moved, name)[0].state_dict()
         assert all(not torch.equal(before[key], after[key]) for key in before if before[key].is_floating_point())
     assert not torch.equal(kept.compressors[1].quantizer.codebook, moved.compressors[1].quantizer.codebook)
-    with pytest.raises(SystemExit, match="`num_levels` must be from 0 to 1, got 2"):
-        main(*arguments, 2, output_dir=tmp_path / "none")
+    with pytest.raises(SystemExit, match="`num_levels` must be from 0 to 2, got 3"):
+        main(*arguments, 3, output_dir=tmp_path / "none")
+
+
+def test_the_language_model_over_codes_is_trained_alone(main, tmp_path):
+    """With all levels frozen."""
+    first = main(*TINY, "--do_train", "--max_steps", 1, output_dir=tmp_path / "first")
+    arguments = ["--model_type", "hierarchical_autoencoder", "--model_name_or_path", first, "--freeze_levels", 1]
+    second = main(*arguments, "--do_train", "--max_steps", 2, output_dir=tmp_path / "second")
+    before, after = (AutoModel.from_pretrained(folder).state_dict() for folder in (first, second))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"code_sequence"}
 
 
 @pytest.mark.parametrize(

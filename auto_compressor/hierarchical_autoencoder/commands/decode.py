@@ -6,6 +6,7 @@ from functools import partial
 from ...cli.common import (
     add_codec_arguments,
     check_codec_arguments,
+    check_installed,
     file_name,
     load_model,
     progress_bar,
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace):
     from ..codec import decode_bytes, read_header
 
     name = file_name(args.file)
-    read_header(blob, name)  # what is no such file needs no model
+    if read_header(blob, name).version == 2:  # what is no such file needs no model
+        check_installed("constriction", "constriction", "codec")
     model = load_model(args, "hierarchical_autoencoder")
     with progress_bar() as bar:
         data = decode_bytes(model, blob, args.batch_size, partial(bar.track, description="Decoding"), name)

@@ -7,6 +7,7 @@ from functools import partial
 from ...cli.common import (
     add_codec_arguments,
     check_codec_arguments,
+    check_installed,
     load_model,
     print_facts,
     print_growth,
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 def add_options(parser: argparse.ArgumentParser):
     """What `compress` takes for these models beside file, output, model and device."""
     parser.add_argument(
-        "--lossless", action="store_true", help="also store what the codes get wrong, so that all comes back"
+        "--lossless", action="store_true", help="also store what the codes leave to know, so that all comes back"
     )
     parser.add_argument(
         "--batch-size", type=int, default=32, help="blocks that are read at once (default: %(default)s)"
@@ -43,14 +44,15 @@ def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
 
     header, to_stdout = read_header(blob), str(args.output) == "-"
     num_bytes = max(header.num_bytes, 1)
-    right = f"{header.right_bytes / num_bytes:.2%}"
+    parts = zip(("counts of codes", "codes", "what they leave to know"), header.streams, strict=False)
     facts = {
         "file": "standard output" if to_stdout else str(args.output),
         "bytes in / of file": f"{header.num_bytes:,} / {len(blob):,}",
         "bits per byte": f"{8 * len(blob) / num_bytes:.2f}",
+        "of these": ", ".join(f"{name} {8 * length / num_bytes:.3f}" for name, (_, length) in parts),
         "codes": f"{header.num_codes:,}",
         "bytes per code": f"{header.num_bytes / max(header.num_codes, 1):.2f}",
-        "bytes of patches that come back": f"all (lossless), {right} by the codes alone" if header.lossless else right,
+        "bytes of patches that come back": "all" if header.lossless else f"{header.right_bytes / num_bytes:.2%}",
         "seconds (bytes/s)": f"{seconds:.1f} ({header.num_bytes / seconds:,.0f})",
     }
     print_facts(facts, stderr=to_stdout)
@@ -59,6 +61,8 @@ def print_summary(blob: bytes, args: argparse.Namespace, seconds: float):
 
 def run(args: argparse.Namespace):
     check_codec_arguments(args)
+    if args.lossless:
+        check_installed("constriction", "constriction", "codec")
     data = read_bytes(args.file)
     model = load_model(args, "hierarchical_autoencoder")
 

@@ -8,8 +8,7 @@ def reads(blob: bytes) -> bool:
 
 
 def facts(blob: bytes, name: str) -> dict:
-    from dataclasses import asdict
-
     from ..codec import read_header
 
-    return {"kind": "codes of a hierarchical autoencoder", **asdict(read_header(blob, name))}
+    header = read_header(blob, name)
+    return {"kind": "codes of a hierarchical autoencoder", "version": header.version, **header.facts()}
