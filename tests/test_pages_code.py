@@ -51,6 +51,7 @@ OTHER = {
     "examples/serving/": "need vLLM; tests/serving/test_vllm.py",
     "export VLLM": "settings of vLLM",
 }
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 2048}
 LLAMA = TINY | {"intermediate_size": 16, "num_key_value_heads": 2, "max_position_embeddings": 2048}
 OPT = TINY | {"ffn_dim": 16, "word_embed_proj_dim": 16, "max_position_embeddings": 2048}
@@ -66,7 +67,7 @@ def autocompressors(checkpoints: Path, hub: Path):
     models[hub / "princeton-nlp/AutoCompressor-2.7b-6k"] = ac.OPTAutoCompressorModel(
         ac.OPTAutoCompressorConfig(**OPT, **IDS, summary_length=2)
     )
-    models[hub / "HuggingFaceTB/SmolLM2-135M-Instruct"] = LlamaForCausalLM(LlamaConfig(**LLAMA, **IDS))
+    models[hub / SMOLLM2] = LlamaForCausalLM(LlamaConfig(**LLAMA, **IDS))
     for folder, model in models.items():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -93,6 +94,10 @@ def other_models(checkpoints: Path):
         tokenizer.save_pretrained(checkpoints / name)
 
 
+def compressor_of_caches(base: Path, folder: Path):
+    ac.ActivationCompressor.from_base(LlamaForCausalLM.from_pretrained(base)).save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A folder with the models and the files that the pages name."""
@@ -100,6 +105,7 @@ def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspace")
     autocompressors(folder / "checkpoints", folder)
     other_models(folder / "checkpoints")
+    compressor_of_caches(folder / SMOLLM2, folder / "smollm2-cache")
     (folder / "DIR").symlink_to(folder / "checkpoints/adaptive_byte_L128_B1k")
     text = (ROOT / "auto_compressor/assets/validation.txt").read_text()
     (folder / "auto_compressor/assets").mkdir(parents=True)
@@ -123,7 +129,8 @@ def inside(workspace, monkeypatch):
     # SmolLM2 needs weights that are not here.
     stand_in = workspace / "checkpoints/quickstart_tiny/autocompressor"
     monkeypatch.setattr(bases, "smollm2_compressor", lambda: stand_in)
-    monkeypatch.setattr(bases, "smollm2_checkpoint", lambda: workspace / "HuggingFaceTB/SmolLM2-135M-Instruct")
+    monkeypatch.setattr(bases, "smollm2_checkpoint", lambda: workspace / SMOLLM2)
+    monkeypatch.setitem(bases.BUNDLED_MODELS, "smollm2-cache", workspace / "smollm2-cache")
     for mapping in (configuration_auto.CONFIG_MAPPING, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING):
         monkeypatch.setattr(mapping, "_extra_content", dict(mapping._extra_content))
 
