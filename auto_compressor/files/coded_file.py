@@ -26,6 +26,8 @@ OTHER_ROUNDING = (
     "this machine or its PyTorch rounds differently from the one that wrote it, or the model has another config"
 )
 SHA256 = re.compile("[0-9a-f]{64}")
+SPARE_BITS = 64  # the range coder may leave so many unwritten
+MIN_BITS = 1e-5  # that a symbol costs at least: half of what is left when all others keep their codes of 24 bits
 
 
 class CodedFileError(ValueError):
@@ -125,6 +127,11 @@ def check_weights(model: PreTrainedModel, model_type: str, model_hash: str):
         )
 
 
+def most_symbols(num_bytes: int) -> int:
+    """How many symbols a range coder can have written in so many bytes: each costs something."""
+    return int((8 * num_bytes + SPARE_BITS) / MIN_BITS)
+
+
 def check_original(data: bytes, sha256: str):
     """Raises a `ValueError` for data that are not the original of a file."""
     found = hashlib.sha256(data).hexdigest()
@@ -139,12 +146,14 @@ __all__ = [
     "LANGUAGE_MODEL_MAGIC",
     "OTHER_ROUNDING",
     "PREFIX",
+    "SPARE_BITS",
     "CodedFileError",
     "check_origin",
     "check_original",
     "check_weights",
     "exact_copy",
     "found_version",
+    "most_symbols",
     "naming",
     "read_parts",
     "require",

@@ -17,6 +17,7 @@ from ..files.identity import weights_hash
 from ..tokenization_bytes import NUM_BYTES
 from .codes_file import (
     CODED,
+    MOST_BLOCKS,
     ByteCodecHeader,
     read_file,
     read_header,
@@ -128,8 +129,8 @@ def check_arguments(model: HierarchicalAutoencoder, batch_size: int):
         raise ValueError(f"`model` must be a HierarchicalAutoencoder, got {type(model).__name__}.")
     if model.training:
         raise ValueError("`model` must be in evaluation mode, it is in training mode, which changes its codebooks.")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be an integer of 1 or more, got {batch_size!r}.")
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= MOST_BLOCKS:
+        raise ValueError(f"`batch_size` must be an integer from 1 to {MOST_BLOCKS}, got {batch_size!r}.")
 
 
 def encode_bytes(
@@ -257,6 +258,7 @@ def decode_bytes(
         data = decode(model, header, body, batch_size, progress)
         if header.lossless or header.right_bytes == header.num_bytes:
             check_original(data, header.sha256)
+            require(header.num_bytes == len(data), f"`num_bytes` in its header must be {len(data)}", header.num_bytes)
         return data
 
 
@@ -282,10 +284,10 @@ def decode_exactly(
 
     streams = split_streams(header, body)
     counts, (stored, form) = read_counts(header, streams), next(streams)
-    for_codes = read_words(stored, header.num_codes) if form == CODED else None
+    for_codes = read_words(stored) if form == CODED else None
     unknown = np.broadcast_to(np.int64(0), (header.num_patches, header.num_quantizers))
     codes = read_codes(header, stored, form) if for_codes is None else unknown
-    for_bytes = read_words(next(streams)[0], header.num_bytes)
+    for_bytes = read_words(next(streams)[0])
     batches = (code_rows(*batch) for batch in batches_of(counts, codes, header.batch_size, progress))
     return decode_batches(model, batches, for_codes, for_bytes)
 

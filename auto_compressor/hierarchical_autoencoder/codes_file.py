@@ -22,6 +22,7 @@ from ..files.coded_file import (
     CodedFileError,
     check_origin,
     found_version,
+    most_symbols,
     naming,
     read_parts,
     require,
@@ -35,8 +36,9 @@ MAX_LZMA_MEMORY = 2**26  # the streams here need an eighth of it
 FORMS = ("bits", "zlib", "lzma")
 CODED = "range"  # the form of a stream that is coded under the distributions of the model
 CODE_STREAMS, CORRECTION_STREAMS = 2, 3
+MOST_BLOCKS = 2**12  # that are coded at once: decoding takes memory for them, whoever made the file
 LARGEST = {"num_bytes": 2**50, "right_bytes": 2**50, "block_size": 2**31, "num_patches": 2**50}
-LARGEST |= {"num_quantizers": 2**16, "codebook_size": 2**32, "batch_size": 2**31}
+LARGEST |= {"num_quantizers": 2**16, "codebook_size": 2**32, "batch_size": MOST_BLOCKS}
 SMALLEST = {"block_size": 1, "num_quantizers": 1, "codebook_size": 1, "batch_size": 1}
 
 
@@ -105,7 +107,7 @@ class ByteCodecHeader:
         require(isinstance(values, dict) and sorted(values) == names, f"its header must say {names}", values)
         header = cls(**values, version=version)
         check_origin(header.model_type, header.model_hash, header.sha256)
-        known = (True, False)[: 3 - version]  # version 2 is lossless
+        known = (True,) if version == 2 else (True, False)
         rule = f"`lossless` in its header must be {' or '.join(map(json.dumps, known))}"
         require(any(header.lossless is value for value in known), rule, header.lossless)
         for name in LARGEST.keys() & set(names):
@@ -121,6 +123,10 @@ class ByteCodecHeader:
         rule = f"`num_patches` in its header must be from {blocks} to {most}"
         require(blocks <= self.num_patches <= most, rule, self.num_patches)
         check_stream_list(self.streams, self.stream_forms, body_length)
+        for (form, length), name in zip(self.streams[1:], ("num_codes", "num_bytes"), strict=False):
+            if form == CODED:
+                most, found = most_symbols(length), getattr(self, name)
+                require(found <= most, f"`{name}` must be {most} at most in a stream of {length} bytes", found)
 
 
 def parse_json(packed: bytes) -> Any:

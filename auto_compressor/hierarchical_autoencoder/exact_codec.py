@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from ..files.coded_file import CodedFileError, exact_copy, require
-from ..lossless.header import MIN_BITS
-from ..lossless.range_coding import OTHER_BYTES, SPARE_BITS, WORD_BITS, Coder, Decoder, Encoder
+from ..lossless.range_coding import OTHER_BYTES, Coder, Decoder, Encoder
 from ..lossless.reading import InFloat64
 from ..lossless.vocabulary import BLOCK
 from .code_tokens import Likeliest, codes_from_tokens, cut_segments, tokens_from_codes
@@ -29,10 +28,15 @@ from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder, rows_to_
 Segments = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def code_symbols(coder: Coder, logits: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-    """Codes symbols `(rows,)` by logits `(rows, size)`; a decoder takes no notice of them, and returns its own."""
+def check_numbers(logits: torch.Tensor):
+    """Raises a `ValueError` for a model whose predictions are no numbers."""
     if logits.isnan().any():
         raise ValueError("`model` must predict with numbers, it gives NaN.")
+
+
+def code_symbols(coder: Coder, logits: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
+    """Codes symbols `(rows,)` by logits `(rows, size)`; a decoder takes no notice of them, and returns its own."""
+    check_numbers(logits)
     size = logits.shape[1]
     probs = F.pad(logits.softmax(dim=-1).cpu(), (0, -size % BLOCK))  # (rows, size up to whole blocks)
     found = coder.code(probs, symbols.cpu())
@@ -59,6 +63,7 @@ class CodedChoice(Likeliest):
         return code_symbols(self.coder, logits, symbols)
 
     def ends(self, rows: torch.Tensor, length: int, logits: torch.Tensor) -> torch.Tensor:
+        check_numbers(logits)
         both = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # (rows, 2): goes on, ends
         flags = torch.zeros_like(rows) if self.true_lengths is None else (self.true_lengths[rows] == length).long()
         return self.coder.code_digits(both.softmax(dim=-1).cpu(), flags.cpu()).bool().to(logits.device)
@@ -151,16 +156,14 @@ def pack_words(encoder: Encoder) -> bytes:
     return np.concatenate([[len(encoder.ties)], encoder.ties, encoder.words]).astype("<u4").tobytes()
 
 
-def read_words(stored: bytes, num_symbols: int) -> Decoder:
-    """A decoder of what [`pack_words`] packed; a `CodedFileError` for what cannot stand for so many symbols."""
+def read_words(stored: bytes) -> Decoder:
+    """A decoder of what [`pack_words`] packed; a `CodedFileError` for what it cannot have written."""
     require(len(stored) % 4 == 0 < len(stored), "a coded stream must be numbers of 4 bytes", len(stored))
     numbers = np.frombuffer(stored, "<u4").astype(np.uint32)
     require(numbers[0] < len(numbers), f"a coded stream must have fewer ties than {len(numbers)}", int(numbers[0]))
     ties, words = np.split(numbers[1:], [int(numbers[0])])
     ties = ties.astype(np.int64)
     require(bool((np.diff(ties) > 0).all()), "the ties of a coded stream must be places in order", ties.tolist())
-    most = int((WORD_BITS * len(words) + SPARE_BITS) / MIN_BITS)
-    require(num_symbols <= most, f"a coded stream of its length must have {most} symbols at most", num_symbols)
     return Decoder(words, ties)
 
 

@@ -13,12 +13,12 @@ from ..files.coded_file import (
     LANGUAGE_MODEL_MAGIC,
     check_origin,
     found_version,
+    most_symbols,
     naming,
     read_parts,
     require,
     write_parts,
 )
-from .range_coding import SPARE_BITS
 from .vocabulary import BYTES
 
 
@@ -28,7 +28,6 @@ FIELDS = {1: struct.Struct("<32s32sQIIId"), 2: struct.Struct("<B8s8s32sQQIIId")}
 CODERS = ("float64", "integers", "stored")  # how probabilities are computed, or bytes stored, by the number in a file
 IDENTITY_DIGITS = 16  # of the hashes of weights and vocabulary
 MAX_STREAMS = 2**16 - 1
-MIN_BITS = 1e-5  # that a symbol costs at least: half of what is left when all others keep their codes of 24 bits
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,7 @@ class LosslessHeader:
         require(body_length % 4 == 0, "what follows its header must be words of 4 bytes", body_length)
         most = min(2 * self.num_symbols, body_length // self.tie_bytes)
         require(self.num_ties <= most, f"`num_ties` in its header must be {most} at most", self.num_ties)
-        self.check_cost(8 * (body_length - self.tie_bytes * self.num_ties) + SPARE_BITS)
-
-    def check_cost(self, bits: int):
-        """Raises a `CodedFileError` for more symbols than so many bits can stand for: each costs something."""
-        most = int(bits / MIN_BITS)
+        most = most_symbols(body_length - self.tie_bytes * self.num_ties)
         require(self.num_symbols <= most, f"`num_symbols` in its header must be {most} at most", self.num_symbols)
 
     @property

@@ -13,13 +13,13 @@ import constriction
 import numpy as np
 import torch
 
-from ..files.coded_file import OTHER_ROUNDING, CodedFileError
+from ..files.coded_file import OTHER_ROUNDING, SPARE_BITS, CodedFileError
 from .vocabulary import BLOCK
 
 
 NUM_COUNTS = 2**18  # a distribution is rounded to so many parts
 TIE_MARGIN = 1e-11
-WORD_BITS, SPARE_BITS = 32, 64  # the range coder may leave so many bits unwritten
+WORD_BITS = 32
 OTHER_BYTES = f"decodes to other bytes than its original: {OTHER_ROUNDING}."
 # A code of 24 bits is kept for every digit, however unlikely; floats that sum to anything are taken as they are.
 CODED_BY = constriction.stream.model.Categorical(perfect=False)
@@ -146,4 +146,4 @@ class Decoder(Coder):
         return found
 
 
-__all__ = ["SPARE_BITS", "Decoder", "Encoder", "find_ties", "round_to_counts"]
+__all__ = ["Decoder", "Encoder", "find_ties", "round_to_counts"]

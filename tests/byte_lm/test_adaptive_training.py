@@ -541,9 +541,10 @@ def test_models_of_the_benchmark():
     exec(compile(ast.Module(lists, []), "adaptive.py", "exec"), found)
     for name, flags in found["RUNS"].items():
         (arguments,) = HfArgumentParser(AdaptiveByteArguments).parse_args_into_dataclasses(flags)
-        assert arguments.carry_state == ("carried" in name or "options" in name)
-        assert bool(arguments.target_ratios) == ("ratios" in name or "options" in name)
-        assert arguments.add_encoder_states == ("encoder" in name or "options" in name)
+        has_options = "options" in name or name == "two levels"
+        assert arguments.carry_state == ("carried" in name or has_options or name == "baseline, two levels")
+        assert bool(arguments.target_ratios) == ("ratios" in name or has_options)
+        assert arguments.add_encoder_states == ("encoder" in name or has_options)
 
 
 def test_run_baseline(cache_dir, tmp_path):
