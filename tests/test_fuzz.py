@@ -6,7 +6,9 @@ import os
 import random
 import re
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from fuzz import __main__ as fuzz
@@ -16,6 +18,7 @@ from fuzz.mutations import SAFETENSORS, damaged, drawn, other_json
 from hypothesis import strategies as st
 
 
+ROOT = Path(__file__).parents[1]
 FEW = {"codecs": 16, "softprompts": 16, "configs": 11, "weights": 11, "checkpoints": 1, "datasets": 12, "pages": 8}
 FEW |= {"strings": 8, "kills": 1, "writers": 3}
 
@@ -25,6 +28,13 @@ def build(monkeypatch, tmp_path):
     """What the command writes goes elsewhere."""
     monkeypatch.setattr(fuzz, "BUILD", tmp_path / "build")
     return tmp_path / "build"
+
+
+def test_the_script():
+    """It finds what the targets need, without the paths that pytest knows."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(["bash", "run/fuzz.sh", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "codecs" in done.stdout, done.stderr
 
 
 def test_every_target(build, capsys):
