@@ -9,4 +9,4 @@ source "$(dirname "$0")/env.sh"
 # Every case is a fork of one process, which must have no threads; nothing needs a hub.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
-PYTHONPATH=.:tests:tests/activation_compressor python -m fuzz "$@"
+PYTHONPATH=.:tests:tests/activation_compressor:tests/lossless python -m fuzz "$@"

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, PackagePath
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,13 +148,20 @@ def test_rounding_no_model(tmp_path):
     assert not (tmp_path / "rounded").exists()
 
 
+def run_script(name: str, *arguments: str, **settings: str):
+    """Runs a script of run/ with this Python, where env.sh would make an environment if it found none."""
+    env = (ROOT / "run/env.sh").read_text()
+    source = 'source "$(dirname "$0")/env.sh"'
+    script = (ROOT / "run" / name).read_text().replace(source, env[env.index("# GPUs of this node") :])
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script, name, *arguments], cwd=ROOT, env=os.environ | path | settings, check=True)
+
+
 def test_from_the_corpus_to_the_package(corpus, tmp_path):
     make_bytes_corpus.main(str(corpus))
     settings = {"HIDDEN_SIZE": "32", "SEQUENCE_LENGTH": "16", "BATCH": "2", "STEPS": "2", "NUM_GPUS": "0"}
     settings |= {"CORPUS": str(corpus), "OUT": str(tmp_path / "run"), "WRITE": str(tmp_path / "written")}
-    subprocess.run(
-        ["bash", "run/pretrain_bytes.sh", "--max_eval_samples", "2"], cwd=ROOT, env=os.environ | settings, check=True
-    )
+    run_script("pretrain_bytes.sh", "--max_eval_samples", "2", **settings)
     model = GRUByteForCausalLM.from_pretrained(tmp_path / "written").eval()
     data = LINE.encode()
     assert decompress_bytes(model, compress_bytes(model, data)) == data
