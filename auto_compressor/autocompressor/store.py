@@ -61,25 +61,23 @@ class Listing:
 
     Attributes:
         count (`int`): How many there are.
-        ids (`set[str]`): Their ids, without those that are white space only.
+        sources (`dict[str, str]`): Their sources by their ids, without those that are white space only.
         origins (`set[str]`): The files that they are from.
     """
 
     def __init__(self, documents: Iterable[Document]):
-        self.count, self.ids, self.origins = 0, set[str](), set[str]()
+        self.count, self.sources, self.origins = 0, dict[str, str](), set[str]()
         for document in documents:
             self.count += 1
             self.origins.add(origin(document.source))
             if document.text.strip():
-                self.ids.add(document.id)
+                self.sources[document.id] = document.source
 
 
-def pick(documents: Iterable[Document], ids: set[str]) -> Iterator[Document]:
-    """The documents that have these ids, each once; no more are read than it takes."""
-    left = set(ids)
+def pick(documents: Iterable[Document], left: dict[str, str]) -> Iterator[Document]:
+    """The documents whose ids are left, and takes these out of `left`; no more are read than it takes."""
     for document in documents if left else ():
-        if document.id in left:
-            left.remove(document.id)
+        if left.pop(document.id, None) is not None:
             yield document
         if not left:
             return
@@ -265,9 +263,9 @@ class SummaryStore:
             made_by = f"{self.settings.model_name!r:.200} ({self.settings.model_type})"
             raise ValueError(f"The store {self.folder} was made by {made_by}, `model` has other weights.")
 
-    def missing(self, listing: Listing) -> set[str]:
-        """The ids of the documents that are not in the store."""
-        return listing.ids - self.rows.keys()
+    def missing(self, listing: Listing) -> dict[str, str]:
+        """The sources, by ids, of the documents that are not in the store."""
+        return {id: source for id, source in listing.sources.items() if id not in self.rows}
 
     def documents(self) -> Iterator[StoredDocument]:
         """All documents with their texts, one at a time, in the order of `rows`."""
@@ -339,7 +337,7 @@ class SummaryStore:
     def outdated(self, listing: Listing) -> list[str]:
         """The ids of stored documents of the same files as these, which are not among them."""
         rows = self.rows.values()
-        return [row.id for row in rows if origin(row.source) in listing.origins and row.id not in listing.ids]
+        return [row.id for row in rows if origin(row.source) in listing.origins and row.id not in listing.sources]
 
     def clean(self):
         """Removes what killed runs left: vectors without rows, and files that were being written."""

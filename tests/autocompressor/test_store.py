@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 from auto_compressor.autocompressor import store as store_module
+from auto_compressor.autocompressor.commands import store as commands
 from auto_compressor.autocompressor.retrieval import QUESTION_PROMPT, fuse, load_index, rerank, search
 from auto_compressor.autocompressor.store import Document, Listing, StoreError, StoreSettings, SummaryStore, pick
 from auto_compressor.autocompressor.store_engines import Compressor, compress_here
@@ -279,6 +280,25 @@ def test_add_takes_the_place_of_what_changed(documents, build, tmp_path):
     assert sources(changed) == sorted([*EVERYTHING, "new.txt"])
     assert {each.text for each in changed.documents() if each.source == "0.txt"} == {"The lion came back."}
     assert [*changed.problems()] == []
+
+
+@pytest.mark.parametrize("change", [lambda path: path.write_text("A third ship."), Path.unlink])
+def test_what_changes_while_it_is_read_keeps_its_old_text(change, documents, build, store, monkeypatch, capsys):
+    """The others are stored; the next build stores it too."""
+
+    def fill(*args):
+        change(documents / "0.txt")
+        return whole(*args)
+
+    (documents / "0.txt").write_text("A second ship.")
+    (documents / "new.txt").write_text("A new ship.")
+    whole = commands.fill
+    monkeypatch.setattr(commands, "fill", fill)
+    assert build() == 1
+    assert "These documents changed while they were read, start again to add them: 0.txt." in capsys.readouterr().err
+    left = SummaryStore(store.folder)
+    assert sources(left) == sorted([*EVERYTHING, "new.txt"])
+    assert [each.text for each in left.documents() if each.source == "0.txt"] == [text_of(0)]
 
 
 @pytest.mark.parametrize("names", [["0.txt"], ["0.txt", "deep/1.txt", "rows.jsonl:4"], EVERYTHING])

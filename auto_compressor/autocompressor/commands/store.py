@@ -154,17 +154,26 @@ def fill(store, args: argparse.Namespace, read: Callable[[], Iterator], listing,
     from ..store import pick
 
     store.clean()
-    new, before = store.missing(listing), len(store)
+    left, before = store.missing(listing), len(store)
+    new = len(left)
     with progress_bar() as bar:
-        task = bar.add_task("Compressing documents", total=len(new))
-        for shard in shards(args, pick(read(), new), compressor, store.settings):
+        task = bar.add_task("Compressing documents", total=new)
+        for shard in shards(args, pick(read(), left), compressor, store.settings):
             store.write(*shard)
             bar.advance(task, len(shard[0]))
+    check_unchanged(left)
     # Also where a run that was killed had not come so far.
     outdated = store.outdated(listing)
     store.remove(outdated)
-    counts = {"documents read": listing.count, "of them new": len(new), "taken out": len(outdated), "before": before}
+    counts = {"documents read": listing.count, "of them new": new, "taken out": len(outdated), "before": before}
     print_store(store, {name: f"{count:,}" for name, count in counts.items()})
+
+
+def check_unchanged(left: dict[str, str]):
+    """Raises a `ValueError` for documents that were listed and then not found: no new text takes their places."""
+    if left:
+        names = ", ".join(sorted(left.values())[:5]) + (", ..." if len(left) > 5 else "")
+        raise ValueError(f"These documents changed while they were read, start again to add them: {names}.")
 
 
 def print_store(store, more: dict[str, str] | None = None):
