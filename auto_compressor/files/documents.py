@@ -66,7 +66,8 @@ def read_documents(
         for file in files:
             yield from documents_of_file(file, file.relative_to(path).as_posix(), text_column)
     else:
-        yield from documents_of_rows(data, data, text_column, config_name=config_name, split=split)
+        name = ":".join(filter(None, [data, config_name, split]))  # each of them has rows of its own
+        yield from documents_of_rows(data, name, text_column, config_name=config_name, split=split)
 
 
 __all__ = ["read_documents"]

@@ -442,6 +442,16 @@ def test_what_a_file_no_longer_has_is_taken_out(documents, build, tmp_path):
     assert [each.text for each in left.documents() if each.source == "2.txt"] == [text_of(2)]
 
 
+def test_splits_and_configurations_of_a_dataset_stay_beside_each_other(store, monkeypatch):
+    monkeypatch.setattr("auto_compressor.files.documents.stream_rows", lambda *args, **options: [{"text": "A ship."}])
+    for config, split in [(None, "train"), (None, "test"), ("en", "train"), ("de", "train")]:
+        read = [Document(*pair) for pair in read_documents("user/data", "text", config, split)]
+        assert store.outdated(Listing(read)) == []
+        store.write(read, [torch.zeros(1, 24)], [3])
+    names = ["user/data:de:train:1", "user/data:en:train:1", "user/data:test:1", "user/data:train:1"]
+    assert sources(store) == sorted([*EVERYTHING, *names])
+
+
 # Searching and reading
 
 
