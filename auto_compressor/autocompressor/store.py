@@ -16,7 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -58,19 +58,20 @@ class Listing:
 
     Args:
         documents (`Iterable[Document]`): The documents, which are read once.
+        has_tokens (`Callable[[str], bool]`, *optional*): Whether a text has tokens; by default all have.
 
     Attributes:
         count (`int`): How many there are.
-        sources (`dict[str, str]`): Their sources by their ids, without those that are white space only.
+        sources (`dict[str, str]`): Their sources by their ids, without those of white space or without tokens.
         origins (`set[str]`): The files that they are from.
     """
 
-    def __init__(self, documents: Iterable[Document]):
+    def __init__(self, documents: Iterable[Document], has_tokens: Callable[[str], bool] = bool):
         self.count, self.sources, self.origins = 0, dict[str, str](), set[str]()
         for document in documents:
             self.count += 1
             self.origins.add(origin(document.source))
-            if document.text.strip():
+            if document.text.strip() and has_tokens(document.text):
                 self.sources[document.id] = document.source
 
 

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import re
+import shutil
 import weakref
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from modeling_testing import tiny_autocompressor, variable_autocompressor
+from tokenizers.normalizers import Replace
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
@@ -151,6 +153,20 @@ def test_fewer_vectors_and_other_segments(build, tmp_path):
     store = SummaryStore(tmp_path / "store")
     assert all(row.vectors == 2 * -(-row.tokens // 8) for row in store.rows.values())
     assert store.facts()["ratio"] == pytest.approx(4, rel=0.2)
+
+
+def test_documents_without_tokens_are_passed_over(build, documents, folder, tmp_path, capsys):
+    """As those of white space are, and each time."""
+    tokenizer, other = AutoTokenizer.from_pretrained(folder), tmp_path / "model"
+    tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    shutil.copytree(folder, other)
+    tokenizer.save_pretrained(other)
+    assert build("--model", other) == 0
+    (documents / "0.txt").write_text("\u200b")
+    (documents / "2.txt").write_text("\u200b" * 200 + "A new ship.")
+    assert build("--model", other) == 0 and build("--model", other) == 0
+    assert re.search(r"of them new +│ 0 ", capsys.readouterr().out)
+    assert sources(SummaryStore(tmp_path / "store")) == sorted(set(EVERYTHING) - {"0.txt"})
 
 
 # What is in memory

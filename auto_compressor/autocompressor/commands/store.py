@@ -192,8 +192,8 @@ def build(args: argparse.Namespace):
 
     check_numbers(args)
     read = reader(args, args.output)
-    listing = Listing(read())
     compressor = make_compressor(args, None)
+    listing = Listing(read(), compressor.has_tokens)
     settings = StoreSettings.of_model(compressor.model, args.segment_length, args.max_summary_length)
     compressor.settings = settings
     fill(SummaryStore.create(args.output, settings), args, read, listing, compressor)
@@ -205,10 +205,10 @@ def add(args: argparse.Namespace):
     check_numbers(args)
     store = SummaryStore(args.store)
     read = reader(args, args.store)
-    listing = Listing(read())
     args.model = args.model or store.settings.model_name
     compressor = make_compressor(args, store.settings)
     store.check_model(compressor.model)
+    listing = Listing(read(), compressor.has_tokens)
     fill(store, args, read, listing, compressor)
 
 
