@@ -485,6 +485,24 @@ def test_search_finds_the_words(store, capsys):
     assert len([*(store.folder / "bm25").iterdir()]) == 1
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_two_that_search_at_once(changed, store, monkeypatch):
+    """The second makes its index while the first has written its own, of what the store held then, but not placed it."""
+
+    def save(index, part):
+        whole(index, part)
+        monkeypatch.setattr(bm25s.BM25, "save", whole)
+        if changed:
+            second.remove(second.select(["0.txt"]))
+        second_found.extend(search(second, "lion", 3))
+
+    bm25s = pytest.importorskip("bm25s")
+    second, second_found, whole = SummaryStore(store.folder), [], bm25s.BM25.save
+    monkeypatch.setattr(bm25s.BM25, "save", save)
+    assert load_index(store) is not None and second_found
+    assert len([*(store.folder / "bm25").iterdir()]) == 1
+
+
 def test_texts_without_a_word(store):
     store.remove(list(store.rows))
     store.write([Document("signs", "!!! ???")], [torch.zeros(1, 24)], [3])
