@@ -34,6 +34,8 @@ def documents_of_rows(data: str, name: str, text_column: str, **options: Any) ->
 
 
 def documents_of_file(path: Path, name: str, text_column: str) -> Iterator[tuple[str, str]]:
+    if any("\udc80" <= character <= "\udcff" for character in name):
+        raise ValueError(f"The name of a file must be UTF-8, got {ascii(name)}.")
     if path.suffix.lower() in WHOLE_FILES:
         yield name, read_document(path)
     else:

@@ -1,6 +1,7 @@
 """Stores of documents: what is compressed once comes back as it was, whatever kills the build, and is found."""
 
 import json
+import os
 import pickle
 import random
 import re
@@ -577,6 +578,13 @@ def test_bad_input(build, store, folder, documents, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert [*SummaryStore(store.folder).problems()] == []
     assert not any(folder.exists() for folder in (tmp_path / "x", documents / "x"))
+
+
+def test_a_file_whose_name_is_not_utf8(build, documents, tmp_path, capsys):
+    (documents / os.fsdecode(b"caf\xe9.txt")).write_text("A ship.")
+    assert build() == 1
+    assert r"must be UTF-8, got 'caf\udce9.txt'" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 def test_no_documents_to_search(store):
