@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -449,7 +450,29 @@ def read_shard(path: Path, expected: tuple[int, int] | None = None) -> Iterator[
     except StoreError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: it must hold a row for each document.") from error
+        problem = "is damaged: it must hold a row for each document; `store verify --repair` takes it out"
+        raise StoreError(f"{path} {problem}.") from error
 
 
-__all__ = ["Document", "Listing", "StoreError", "StoreSettings", "StoredDocument", "StoredRow", "SummaryStore", "pick"]
+def take_out_damaged_rows(folder: Path) -> Iterator[str]:
+    """Removes the rows of shards that cannot be read, with which no store opens; yields what was wrong."""
+    read_settings(Path(folder) / SETTINGS)  # an error for a folder that is no store
+    for path in sorted((Path(folder) / "shards").glob("*.jsonl")):
+        try:
+            deque(read_shard(path), maxlen=0)
+        except StoreError as error:
+            path.unlink()
+            yield str(error)
+
+
+__all__ = [
+    "Document",
+    "Listing",
+    "StoreError",
+    "StoreSettings",
+    "StoredDocument",
+    "StoredRow",
+    "SummaryStore",
+    "pick",
+    "take_out_damaged_rows",
+]

@@ -396,9 +396,22 @@ BAD_ROW = '{"id": "a", "source": "b", "text": "c", "tokens": 1, "vectors": 0, "s
 
 @pytest.mark.parametrize("text", ["no json\n", "{}\n", "[]\n", BAD_ROW])
 def test_rows_that_are_none(text, store, capsys):
-    next(store.shards.glob("*.jsonl")).write_text(text)
+    damaged = next(store.shards.glob("*.jsonl"))
+    damaged.write_text(text)
     assert main(["store", "info", "--store", str(store.folder)]) == 1
-    assert "must hold a row for each document" in capsys.readouterr().err
+    assert "must hold a row for each document; `store verify --repair` takes it out" in capsys.readouterr().err
+    assert main(["store", "verify", "--repair", "--store", str(store.folder)]) == 0
+    left = SummaryStore(store.folder)
+    assert sorted(left.rows) == sorted(id for id in store.rows if store.shard_of[id] != damaged.stem)
+    assert [*left.problems()] == []
+
+
+def test_repair_of_a_folder_that_is_no_store(tmp_path, capsys):
+    other = tmp_path / "shards" / "a.jsonl"
+    other.parent.mkdir()
+    other.write_text("no json")
+    assert main(["store", "verify", "--repair", "--store", str(tmp_path)]) == 1
+    assert "is no store" in capsys.readouterr().err and other.exists()
 
 
 def test_repair_and_build(build, store, capsys):
@@ -488,7 +501,7 @@ def test_search_finds_the_words(store, capsys):
 
 @pytest.mark.parametrize("changed", [False, True])
 def test_two_that_search_at_once(changed, store, monkeypatch):
-    """The second makes its index while the first has written its own, of what the store held then, but not placed it."""
+    """The second makes its index while that of the first is written, but not at its place."""
 
     def save(index, part):
         whole(index, part)

@@ -85,7 +85,7 @@ def add_info_options(parser: argparse.ArgumentParser):
 
 def add_verify_options(parser: argparse.ArgumentParser):
     add_store_option(parser)
-    parser.add_argument("--repair", action="store_true", help="take documents out whose vectors are damaged")
+    parser.add_argument("--repair", action="store_true", help="take documents out whose vectors or rows are damaged")
 
 
 def add_search_options(parser: argparse.ArgumentParser):
@@ -234,10 +234,13 @@ def info(args: argparse.Namespace):
 
 def verify(args: argparse.Namespace):
     """Raises a `ValueError` that counts what is wrong, after a line for each."""
-    from ..store import SummaryStore
+    from ..store import SummaryStore, take_out_damaged_rows
 
+    problems: list[tuple[str | None, str]] = []
+    if args.repair:
+        problems += [(None, problem) for problem in take_out_damaged_rows(args.store)]
     store = SummaryStore(args.store)
-    problems = list(store.problems())
+    problems += store.problems()
     for _, problem in problems:
         print(problem)
     if args.repair:
