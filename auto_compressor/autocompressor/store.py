@@ -213,18 +213,25 @@ class SummaryStore:
     def rows_file(self, shard: str) -> Path:
         return self.shards / f"{shard}.jsonl"
 
+    def found_versions(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """The shards on disk, without those that another process takes out meanwhile."""
+        for path in sorted(self.shards.glob("*.jsonl")):
+            with suppress(FileNotFoundError):
+                yield path.stem, version(path)
+
     def refresh(self):
         """Reads what is new, of which another process may have written some: a build adds shard by shard."""
-        versions = {path.stem: version(path) for path in sorted(self.shards.glob("*.jsonl"))}
+        versions = dict(self.found_versions())
         new = [shard for shard, found in versions.items() if self.versions.get(shard) != found]
         if self.versions.keys() - versions.keys() or self.versions.keys() & set(new):
             # Something was taken out: what is left may be in other shards too.
             self.rows_of, self.rows, self.shard_of, new = {}, {}, {}, list(versions)
         self.versions = versions
         for shard in new:
-            self.rows_of[shard] = [each.row for each in read_shard(self.rows_file(shard))]
-            self.rows |= {row.id: row for row in self.rows_of[shard]}
-            self.shard_of |= dict.fromkeys((row.id for row in self.rows_of[shard]), shard)
+            with suppress(FileNotFoundError):
+                self.rows_of[shard] = [each.row for each in read_shard(self.rows_file(shard))]
+                self.rows |= {row.id: row for row in self.rows_of[shard]}
+                self.shard_of |= dict.fromkeys((row.id for row in self.rows_of[shard]), shard)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -281,9 +288,10 @@ class SummaryStore:
     def document(self, id: str) -> StoredDocument:
         """A document with its text; a `StoreError` if another process has taken it out."""
         path = self.rows_file(self.shard_of[id])
-        for document in read_shard(path):
-            if document.id == id:
-                return document
+        with suppress(FileNotFoundError):
+            for document in read_shard(path):
+                if document.id == id:
+                    return document
         raise StoreError(f"{path} no longer holds {self.rows[id].source}: another process took it out.")
 
     def write(self, documents: list[Document], vectors: list[torch.Tensor], tokens: list[int]):
@@ -372,8 +380,19 @@ class SummaryStore:
             ids += found
         return ids
 
-    def problems(self) -> Iterator[tuple[str | None, str]]:
-        """What is wrong: the id of a document and a line; no id for files that belong to none."""
+    def problems(self) -> list[tuple[str | None, str]]:
+        """
+        What is wrong: the id of a document and a line; no id for files that belong to none.
+
+        What another process is writing looks damaged: where something does, all is read again while none writes.
+        """
+        found = list(self.seen_problems())
+        if found:
+            with self.writing():
+                found = list(self.seen_problems())
+        return found
+
+    def seen_problems(self) -> Iterator[tuple[str | None, str]]:
         for shard, rows in self.rows_of.items():
             for row in rows:
                 try:

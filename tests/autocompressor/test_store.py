@@ -8,6 +8,7 @@ import re
 import shutil
 import weakref
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -446,6 +447,45 @@ def test_two_that_write_at_once(store):
     assert sources(left) == sorted(names) and [*left.problems()] == []
     assert_close(left.vectors(new[1].id), vectors[1])
     assert len({row.id for rows in left.rows_of.values() for row in rows}) == sum(map(len, left.rows_of.values()))
+
+
+def test_verify_waits_for_a_shard_that_is_being_written(store):
+    """Its vectors are there before its rows are."""
+
+    def write_rows(*args):
+        has_vectors.set()
+        looked_at.wait(10)
+        whole_write(*args)
+
+    def seen_problems():
+        yield from whole_seen()
+        looked_at.set()
+
+    writer, has_vectors, looked_at = SummaryStore(store.folder), Event(), Event()
+    whole_write, whole_seen = writer.write_rows, store.seen_problems
+    writer.write_rows, store.seen_problems = write_rows, seen_problems
+    thread = Thread(target=writer.write, args=([Document("new", "New text.")], [torch.zeros(1, 24)], [2]))
+    thread.start()
+    has_vectors.wait(10)
+    assert [*store.problems()] == []
+    thread.join()
+
+
+@pytest.mark.parametrize("step", ["version", "read_shard"])
+def test_a_shard_that_is_taken_out_while_a_store_is_opened(step, store, monkeypatch):
+    def vanish(path, *args):
+        if path == gone:
+            path.unlink(missing_ok=True)
+        return whole(path, *args)
+
+    gone, whole = store.rows_file(store.shard_of[store.select(["0.txt"])[0]]), getattr(store_module, step)
+    monkeypatch.setattr(store_module, step, vanish)
+    left = SummaryStore(store.folder)
+    assert sorted(left.rows) == sorted(id for id in store.rows if store.shard_of[id] != gone.stem)
+    left.refresh()
+    assert gone.stem not in left.versions
+    with pytest.raises(StoreError, match="another process took it out"):
+        store.document(store.select(["0.txt"])[0])
 
 
 def test_a_document_of_two_shards_is_removed_from_both(store):
