@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files.whole_files import whole_folder
+from ..files.whole_files import remove_left_over, whole_folder
 from .store import StoredDocument, SummaryStore
 
 
@@ -36,16 +37,25 @@ def load_index(store: SummaryStore):
 
     named = hashlib.sha256("".join(store.rows).encode()).hexdigest()[:16]
     folder: Path = store.folder / "bm25" / named
-    if not folder.is_dir():
-        shutil.rmtree(folder.parent, ignore_errors=True)  # the index of what the store held before
-        tokens = tokens_of(document.text for document in store.documents())
-        if not tokens.vocab:
-            return None
-        index = bm25s.BM25()
-        index.index(tokens, show_progress=False)
-        with whole_folder(folder) as part:
-            index.save(part)
-    return bm25s.BM25.load(folder, mmap=True)
+    with suppress(FileNotFoundError):  # not made yet, or another process takes it out
+        return bm25s.BM25.load(folder, mmap=True)
+    tokens = tokens_of(document.text for document in store.documents())
+    if not tokens.vocab:
+        return None
+    index = bm25s.BM25()
+    index.index(tokens, show_progress=False)
+    with whole_folder(folder) as part:
+        index.save(part)
+        index = bm25s.BM25.load(part, mmap=True)
+    remove_others(folder)
+    return index
+
+
+def remove_others(folder: Path):
+    """Removes the indexes of what the store held before, but not what another process is writing."""
+    for name in {path.name.partition(".")[0] for path in folder.parent.iterdir()} - {folder.name}:
+        shutil.rmtree(folder.parent / name, ignore_errors=True)
+        remove_left_over(folder.parent / name)
 
 
 def tokens_of(texts: Iterable[str]):

@@ -16,7 +16,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -58,28 +59,27 @@ class Listing:
 
     Args:
         documents (`Iterable[Document]`): The documents, which are read once.
+        has_tokens (`Callable[[str], bool]`, *optional*): Whether a text has tokens; by default all have.
 
     Attributes:
         count (`int`): How many there are.
-        ids (`set[str]`): Their ids, without those that are white space only.
+        sources (`dict[str, str]`): Their sources by their ids, without those of white space or without tokens.
         origins (`set[str]`): The files that they are from.
     """
 
-    def __init__(self, documents: Iterable[Document]):
-        self.count, self.ids, self.origins = 0, set[str](), set[str]()
+    def __init__(self, documents: Iterable[Document], has_tokens: Callable[[str], bool] = bool):
+        self.count, self.sources, self.origins = 0, dict[str, str](), set[str]()
         for document in documents:
             self.count += 1
             self.origins.add(origin(document.source))
-            if document.text.strip():
-                self.ids.add(document.id)
+            if document.text.strip() and has_tokens(document.text):
+                self.sources[document.id] = document.source
 
 
-def pick(documents: Iterable[Document], ids: set[str]) -> Iterator[Document]:
-    """The documents that have these ids, each once; no more are read than it takes."""
-    left = set(ids)
+def pick(documents: Iterable[Document], left: dict[str, str]) -> Iterator[Document]:
+    """The documents whose ids are left, and takes these out of `left`; no more are read than it takes."""
     for document in documents if left else ():
-        if document.id in left:
-            left.remove(document.id)
+        if left.pop(document.id, None) is not None:
             yield document
         if not left:
             return
@@ -213,18 +213,25 @@ class SummaryStore:
     def rows_file(self, shard: str) -> Path:
         return self.shards / f"{shard}.jsonl"
 
+    def found_versions(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """The shards on disk, without those that another process takes out meanwhile."""
+        for path in sorted(self.shards.glob("*.jsonl")):
+            with suppress(FileNotFoundError):
+                yield path.stem, version(path)
+
     def refresh(self):
         """Reads what is new, of which another process may have written some: a build adds shard by shard."""
-        versions = {path.stem: version(path) for path in sorted(self.shards.glob("*.jsonl"))}
+        versions = dict(self.found_versions())
         new = [shard for shard, found in versions.items() if self.versions.get(shard) != found]
         if self.versions.keys() - versions.keys() or self.versions.keys() & set(new):
             # Something was taken out: what is left may be in other shards too.
             self.rows_of, self.rows, self.shard_of, new = {}, {}, {}, list(versions)
         self.versions = versions
         for shard in new:
-            self.rows_of[shard] = [each.row for each in read_shard(self.rows_file(shard))]
-            self.rows |= {row.id: row for row in self.rows_of[shard]}
-            self.shard_of |= dict.fromkeys((row.id for row in self.rows_of[shard]), shard)
+            with suppress(FileNotFoundError):
+                self.rows_of[shard] = [each.row for each in read_shard(self.rows_file(shard))]
+                self.rows |= {row.id: row for row in self.rows_of[shard]}
+                self.shard_of |= dict.fromkeys((row.id for row in self.rows_of[shard]), shard)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -265,9 +272,9 @@ class SummaryStore:
             made_by = f"{self.settings.model_name!r:.200} ({self.settings.model_type})"
             raise ValueError(f"The store {self.folder} was made by {made_by}, `model` has other weights.")
 
-    def missing(self, listing: Listing) -> set[str]:
-        """The ids of the documents that are not in the store."""
-        return listing.ids - self.rows.keys()
+    def missing(self, listing: Listing) -> dict[str, str]:
+        """The sources, by ids, of the documents that are not in the store."""
+        return {id: source for id, source in listing.sources.items() if id not in self.rows}
 
     def documents(self) -> Iterator[StoredDocument]:
         """All documents with their texts, one at a time, in the order of `rows`."""
@@ -281,9 +288,10 @@ class SummaryStore:
     def document(self, id: str) -> StoredDocument:
         """A document with its text; a `StoreError` if another process has taken it out."""
         path = self.rows_file(self.shard_of[id])
-        for document in read_shard(path):
-            if document.id == id:
-                return document
+        with suppress(FileNotFoundError):
+            for document in read_shard(path):
+                if document.id == id:
+                    return document
         raise StoreError(f"{path} no longer holds {self.rows[id].source}: another process took it out.")
 
     def write(self, documents: list[Document], vectors: list[torch.Tensor], tokens: list[int]):
@@ -339,7 +347,7 @@ class SummaryStore:
     def outdated(self, listing: Listing) -> list[str]:
         """The ids of stored documents of the same files as these, which are not among them."""
         rows = self.rows.values()
-        return [row.id for row in rows if origin(row.source) in listing.origins and row.id not in listing.ids]
+        return [row.id for row in rows if origin(row.source) in listing.origins and row.id not in listing.sources]
 
     def clean(self):
         """Removes what killed runs left: vectors without rows, and files that were being written."""
@@ -372,8 +380,19 @@ class SummaryStore:
             ids += found
         return ids
 
-    def problems(self) -> Iterator[tuple[str | None, str]]:
-        """What is wrong: the id of a document and a line; no id for files that belong to none."""
+    def problems(self) -> list[tuple[str | None, str]]:
+        """
+        What is wrong: the id of a document and a line; no id for files that belong to none.
+
+        What another process is writing looks damaged: where something does, all is read again while none writes.
+        """
+        found = list(self.seen_problems())
+        if found:
+            with self.writing():
+                found = list(self.seen_problems())
+        return found
+
+    def seen_problems(self) -> Iterator[tuple[str | None, str]]:
         for shard, rows in self.rows_of.items():
             for row in rows:
                 try:
@@ -450,7 +469,29 @@ def read_shard(path: Path, expected: tuple[int, int] | None = None) -> Iterator[
     except StoreError:
         raise
     except (ValueError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: it must hold a row for each document.") from error
+        problem = "is damaged: it must hold a row for each document; `store verify --repair` takes it out"
+        raise StoreError(f"{path} {problem}.") from error
 
 
-__all__ = ["Document", "Listing", "StoreError", "StoreSettings", "StoredDocument", "StoredRow", "SummaryStore", "pick"]
+def take_out_damaged_rows(folder: Path) -> Iterator[str]:
+    """Removes the rows of shards that cannot be read, with which no store opens; yields what was wrong."""
+    read_settings(Path(folder) / SETTINGS)  # an error for a folder that is no store
+    for path in sorted((Path(folder) / "shards").glob("*.jsonl")):
+        try:
+            deque(read_shard(path), maxlen=0)
+        except StoreError as error:
+            path.unlink()
+            yield str(error)
+
+
+__all__ = [
+    "Document",
+    "Listing",
+    "StoreError",
+    "StoreSettings",
+    "StoredDocument",
+    "StoredRow",
+    "SummaryStore",
+    "pick",
+    "take_out_damaged_rows",
+]

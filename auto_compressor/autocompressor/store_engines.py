@@ -51,6 +51,11 @@ class Compressor:
             "vectors": vectors,
         }
 
+    def has_tokens(self, text: str) -> bool:
+        """Whether there is something to compress: a tokenizer may delete all. The beginning mostly tells."""
+        parts = (text[:100], text)
+        return any(self.tokenizer(part, add_special_tokens=False, verbose=False).input_ids for part in parts)
+
     def compress(self, ids: list[list[int]]) -> list[bytes]:
         """The vectors of each text; rows are padded on the right, so that their segments are those of each alone."""
         longest = max(map(len, ids))

@@ -34,6 +34,8 @@ def documents_of_rows(data: str, name: str, text_column: str, **options: Any) ->
 
 
 def documents_of_file(path: Path, name: str, text_column: str) -> Iterator[tuple[str, str]]:
+    if any("\udc80" <= character <= "\udcff" for character in name):
+        raise ValueError(f"The name of a file must be UTF-8, got {ascii(name)}.")
     if path.suffix.lower() in WHOLE_FILES:
         yield name, read_document(path)
     else:
@@ -66,7 +68,8 @@ def read_documents(
         for file in files:
             yield from documents_of_file(file, file.relative_to(path).as_posix(), text_column)
     else:
-        yield from documents_of_rows(data, data, text_column, config_name=config_name, split=split)
+        name = ":".join(filter(None, [data, config_name, split]))  # each of them has rows of its own
+        yield from documents_of_rows(data, name, text_column, config_name=config_name, split=split)
 
 
 __all__ = ["read_documents"]

@@ -1,20 +1,25 @@
 """Stores of documents: what is compressed once comes back as it was, whatever kills the build, and is found."""
 
 import json
+import os
 import pickle
 import random
 import re
+import shutil
 import weakref
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 import torch
 from modeling_testing import tiny_autocompressor, variable_autocompressor
+from tokenizers.normalizers import Replace
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 from auto_compressor.autocompressor import store as store_module
+from auto_compressor.autocompressor.commands import store as commands
 from auto_compressor.autocompressor.retrieval import QUESTION_PROMPT, fuse, load_index, rerank, search
 from auto_compressor.autocompressor.store import Document, Listing, StoreError, StoreSettings, SummaryStore, pick
 from auto_compressor.autocompressor.store_engines import Compressor, compress_here
@@ -152,6 +157,20 @@ def test_fewer_vectors_and_other_segments(build, tmp_path):
     assert store.facts()["ratio"] == pytest.approx(4, rel=0.2)
 
 
+def test_documents_without_tokens_are_passed_over(build, documents, folder, tmp_path, capsys):
+    """As those of white space are, and each time."""
+    tokenizer, other = AutoTokenizer.from_pretrained(folder), tmp_path / "model"
+    tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    shutil.copytree(folder, other)
+    tokenizer.save_pretrained(other)
+    assert build("--model", other) == 0
+    (documents / "0.txt").write_text("\u200b")
+    (documents / "2.txt").write_text("\u200b" * 200 + "A new ship.")
+    assert build("--model", other) == 0 and build("--model", other) == 0
+    assert re.search(r"of them new +│ 0 ", capsys.readouterr().out)
+    assert sources(SummaryStore(tmp_path / "store")) == sorted(set(EVERYTHING) - {"0.txt"})
+
+
 # What is in memory
 
 
@@ -281,6 +300,25 @@ def test_add_takes_the_place_of_what_changed(documents, build, tmp_path):
     assert [*changed.problems()] == []
 
 
+@pytest.mark.parametrize("change", [lambda path: path.write_text("A third ship."), Path.unlink])
+def test_what_changes_while_it_is_read_keeps_its_old_text(change, documents, build, store, monkeypatch, capsys):
+    """The others are stored; the next build stores it too."""
+
+    def fill(*args):
+        change(documents / "0.txt")
+        return whole(*args)
+
+    (documents / "0.txt").write_text("A second ship.")
+    (documents / "new.txt").write_text("A new ship.")
+    whole = commands.fill
+    monkeypatch.setattr(commands, "fill", fill)
+    assert build() == 1
+    assert "These documents changed while they were read, start again to add them: 0.txt." in capsys.readouterr().err
+    left = SummaryStore(store.folder)
+    assert sources(left) == sorted([*EVERYTHING, "new.txt"])
+    assert [each.text for each in left.documents() if each.source == "0.txt"] == [text_of(0)]
+
+
 @pytest.mark.parametrize("names", [["0.txt"], ["0.txt", "deep/1.txt", "rows.jsonl:4"], EVERYTHING])
 def test_remove(names, store):
     assert main(["store", "remove", *names, "--store", str(store.folder)]) == 0
@@ -359,9 +397,22 @@ BAD_ROW = '{"id": "a", "source": "b", "text": "c", "tokens": 1, "vectors": 0, "s
 
 @pytest.mark.parametrize("text", ["no json\n", "{}\n", "[]\n", BAD_ROW])
 def test_rows_that_are_none(text, store, capsys):
-    next(store.shards.glob("*.jsonl")).write_text(text)
+    damaged = next(store.shards.glob("*.jsonl"))
+    damaged.write_text(text)
     assert main(["store", "info", "--store", str(store.folder)]) == 1
-    assert "must hold a row for each document" in capsys.readouterr().err
+    assert "must hold a row for each document; `store verify --repair` takes it out" in capsys.readouterr().err
+    assert main(["store", "verify", "--repair", "--store", str(store.folder)]) == 0
+    left = SummaryStore(store.folder)
+    assert sorted(left.rows) == sorted(id for id in store.rows if store.shard_of[id] != damaged.stem)
+    assert [*left.problems()] == []
+
+
+def test_repair_of_a_folder_that_is_no_store(tmp_path, capsys):
+    other = tmp_path / "shards" / "a.jsonl"
+    other.parent.mkdir()
+    other.write_text("no json")
+    assert main(["store", "verify", "--repair", "--store", str(tmp_path)]) == 1
+    assert "is no store" in capsys.readouterr().err and other.exists()
 
 
 def test_repair_and_build(build, store, capsys):
@@ -398,6 +449,45 @@ def test_two_that_write_at_once(store):
     assert len({row.id for rows in left.rows_of.values() for row in rows}) == sum(map(len, left.rows_of.values()))
 
 
+def test_verify_waits_for_a_shard_that_is_being_written(store):
+    """Its vectors are there before its rows are."""
+
+    def write_rows(*args):
+        has_vectors.set()
+        looked_at.wait(10)
+        whole_write(*args)
+
+    def seen_problems():
+        yield from whole_seen()
+        looked_at.set()
+
+    writer, has_vectors, looked_at = SummaryStore(store.folder), Event(), Event()
+    whole_write, whole_seen = writer.write_rows, store.seen_problems
+    writer.write_rows, store.seen_problems = write_rows, seen_problems
+    thread = Thread(target=writer.write, args=([Document("new", "New text.")], [torch.zeros(1, 24)], [2]))
+    thread.start()
+    has_vectors.wait(10)
+    assert [*store.problems()] == []
+    thread.join()
+
+
+@pytest.mark.parametrize("step", ["version", "read_shard"])
+def test_a_shard_that_is_taken_out_while_a_store_is_opened(step, store, monkeypatch):
+    def vanish(path, *args):
+        if path == gone:
+            path.unlink(missing_ok=True)
+        return whole(path, *args)
+
+    gone, whole = store.rows_file(store.shard_of[store.select(["0.txt"])[0]]), getattr(store_module, step)
+    monkeypatch.setattr(store_module, step, vanish)
+    left = SummaryStore(store.folder)
+    assert sorted(left.rows) == sorted(id for id in store.rows if store.shard_of[id] != gone.stem)
+    left.refresh()
+    assert gone.stem not in left.versions
+    with pytest.raises(StoreError, match="another process took it out"):
+        store.document(store.select(["0.txt"])[0])
+
+
 def test_a_document_of_two_shards_is_removed_from_both(store):
     document = Document("new", "New text.")
     for shard in ("a", "b"):
@@ -422,6 +512,16 @@ def test_what_a_file_no_longer_has_is_taken_out(documents, build, tmp_path):
     assert [each.text for each in left.documents() if each.source == "2.txt"] == [text_of(2)]
 
 
+def test_splits_and_configurations_of_a_dataset_stay_beside_each_other(store, monkeypatch):
+    monkeypatch.setattr("auto_compressor.files.documents.stream_rows", lambda *args, **options: [{"text": "A ship."}])
+    for config, split in [(None, "train"), (None, "test"), ("en", "train"), ("de", "train")]:
+        read = [Document(*pair) for pair in read_documents("user/data", "text", config, split)]
+        assert store.outdated(Listing(read)) == []
+        store.write(read, [torch.zeros(1, 24)], [3])
+    names = ["user/data:de:train:1", "user/data:en:train:1", "user/data:test:1", "user/data:train:1"]
+    assert sources(store) == sorted([*EVERYTHING, *names])
+
+
 # Searching and reading
 
 
@@ -436,6 +536,24 @@ def test_search_finds_the_words(store, capsys):
     # The index is that of what the store holds now.
     store.remove([found[0].document.id])
     assert found[0].document not in [each.document for each in search(SummaryStore(store.folder), "lion", 12)]
+    assert len([*(store.folder / "bm25").iterdir()]) == 1
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_two_that_search_at_once(changed, store, monkeypatch):
+    """The second makes its index while that of the first is written, but not at its place."""
+
+    def save(index, part):
+        whole(index, part)
+        monkeypatch.setattr(bm25s.BM25, "save", whole)
+        if changed:
+            second.remove(second.select(["0.txt"]))
+        second_found.extend(search(second, "lion", 3))
+
+    bm25s = pytest.importorskip("bm25s")
+    second, second_found, whole = SummaryStore(store.folder), [], bm25s.BM25.save
+    monkeypatch.setattr(bm25s.BM25, "save", save)
+    assert load_index(store) is not None and second_found
     assert len([*(store.folder / "bm25").iterdir()]) == 1
 
 
@@ -513,6 +631,13 @@ def test_bad_input(build, store, folder, documents, tmp_path, capsys):
         assert message in capsys.readouterr().err
     assert [*SummaryStore(store.folder).problems()] == []
     assert not any(folder.exists() for folder in (tmp_path / "x", documents / "x"))
+
+
+def test_a_file_whose_name_is_not_utf8(build, documents, tmp_path, capsys):
+    (documents / os.fsdecode(b"caf\xe9.txt")).write_text("A ship.")
+    assert build() == 1
+    assert r"must be UTF-8, got 'caf\udce9.txt'" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
 
 
 def test_no_documents_to_search(store):

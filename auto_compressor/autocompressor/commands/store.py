@@ -85,7 +85,7 @@ def add_info_options(parser: argparse.ArgumentParser):
 
 def add_verify_options(parser: argparse.ArgumentParser):
     add_store_option(parser)
-    parser.add_argument("--repair", action="store_true", help="take documents out whose vectors are damaged")
+    parser.add_argument("--repair", action="store_true", help="take documents out whose vectors or rows are damaged")
 
 
 def add_search_options(parser: argparse.ArgumentParser):
@@ -154,17 +154,26 @@ def fill(store, args: argparse.Namespace, read: Callable[[], Iterator], listing,
     from ..store import pick
 
     store.clean()
-    new, before = store.missing(listing), len(store)
+    left, before = store.missing(listing), len(store)
+    new = len(left)
     with progress_bar() as bar:
-        task = bar.add_task("Compressing documents", total=len(new))
-        for shard in shards(args, pick(read(), new), compressor, store.settings):
+        task = bar.add_task("Compressing documents", total=new)
+        for shard in shards(args, pick(read(), left), compressor, store.settings):
             store.write(*shard)
             bar.advance(task, len(shard[0]))
+    check_unchanged(left)
     # Also where a run that was killed had not come so far.
     outdated = store.outdated(listing)
     store.remove(outdated)
-    counts = {"documents read": listing.count, "of them new": len(new), "taken out": len(outdated), "before": before}
+    counts = {"documents read": listing.count, "of them new": new, "taken out": len(outdated), "before": before}
     print_store(store, {name: f"{count:,}" for name, count in counts.items()})
+
+
+def check_unchanged(left: dict[str, str]):
+    """Raises a `ValueError` for documents that were listed and then not found: no new text takes their places."""
+    if left:
+        names = ", ".join(sorted(left.values())[:5]) + (", ..." if len(left) > 5 else "")
+        raise ValueError(f"These documents changed while they were read, start again to add them: {names}.")
 
 
 def print_store(store, more: dict[str, str] | None = None):
@@ -183,8 +192,8 @@ def build(args: argparse.Namespace):
 
     check_numbers(args)
     read = reader(args, args.output)
-    listing = Listing(read())
     compressor = make_compressor(args, None)
+    listing = Listing(read(), compressor.has_tokens)
     settings = StoreSettings.of_model(compressor.model, args.segment_length, args.max_summary_length)
     compressor.settings = settings
     fill(SummaryStore.create(args.output, settings), args, read, listing, compressor)
@@ -196,10 +205,10 @@ def add(args: argparse.Namespace):
     check_numbers(args)
     store = SummaryStore(args.store)
     read = reader(args, args.store)
-    listing = Listing(read())
     args.model = args.model or store.settings.model_name
     compressor = make_compressor(args, store.settings)
     store.check_model(compressor.model)
+    listing = Listing(read(), compressor.has_tokens)
     fill(store, args, read, listing, compressor)
 
 
@@ -225,10 +234,13 @@ def info(args: argparse.Namespace):
 
 def verify(args: argparse.Namespace):
     """Raises a `ValueError` that counts what is wrong, after a line for each."""
-    from ..store import SummaryStore
+    from ..store import SummaryStore, take_out_damaged_rows
 
+    problems: list[tuple[str | None, str]] = []
+    if args.repair:
+        problems += [(None, problem) for problem in take_out_damaged_rows(args.store)]
     store = SummaryStore(args.store)
-    problems = list(store.problems())
+    problems += store.problems()
     for _, problem in problems:
         print(problem)
     if args.repair:
