@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -60,7 +61,36 @@ def test_a_conversation_that_fits_is_plain_generation(model, tokenizer):
         assert chat.answer(turn, **OPTIONS) == expected
         messages.append({"role": "assistant", "content": expected})
     assert chat.messages == messages and chat.softprompt is None
-    assert tokenizer.decode(chat.ids[0]) == render(tokenizer, messages)
+    assert tokenizer.decode(chat.ids[0]) + "</assistant>\n" == render(tokenizer, messages)
+
+
+THOUGHT = "<think>Hm. Let me see.</think>"
+REWRITING = {
+    "thoughts of the last message alone": "{{ content if loop.last else content.split('</think>')[-1] }}",
+    "thoughts of the last message, empty ones too": (
+        "{% if loop.last and message['role'] == 'assistant' %}<think></think>{% endif %}{{ content }}"
+    ),
+    "the number of messages": "{{ messages | length }} {{ content }}",
+    "the messages with a time": "{{ strftime_now('%f') }} {{ content }}",
+}
+
+
+@pytest.mark.parametrize("kind", REWRITING)
+def test_a_template_that_writes_earlier_messages_otherwise(kind, model, monkeypatch):
+    """Each turn is read whole, behind what was read."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{{ message['content'] | trim }}", "{% set content = message['content'] %}" + REWRITING[kind]
+    )
+    monkeypatch.setattr(type(tokenizer), "decode", lambda *args, **kwargs: f"{THOUGHT}Saul.")
+    chat = Chat(model, tokenizer, system="Be kind.", max_tokens=10**4)
+    for turn in [*TURNS, THOUGHT]:
+        before = chat.text
+        chat.answer(turn, **OPTIONS)
+        assert chat.text.startswith(before) and chat.text.endswith(f"<assistant>{THOUGHT}Saul.")
+        said = chat.text[len(before) :].removeprefix("</assistant>\n")
+        assert re.search(f"<user>([0-9]+ )?{re.escape(turn)}</user>\n<assistant>{THOUGHT}Saul.$", said)
+        assert not before or said.startswith("<user>")
 
 
 def test_older_turns_become_summary_vectors(model, tokenizer):
@@ -170,8 +200,12 @@ def test_bad_input(model, tokenizer):
     plain.chat_template = "{{ raise_exception('no users here') }}"
     with pytest.raises(ValueError, match="does not take these messages: no users here"):
         Chat(model, plain).answer("Hi")
-    plain.chat_template = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="the same whatever follows"):
+    every = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    plain.chat_template = "{{ messages[1]['content'] }}" + every
+    with pytest.raises(ValueError, match="write the system prompt the same whatever follows"):
+        Chat(model, plain, system="Be kind.", compress_system=True).answer("Hi")
+    plain.chat_template = "{{ messages[-1]['content'] }}"
+    with pytest.raises(ValueError, match="must write the last answer as it is"):
         Chat(model, plain)
     plain.chat_template = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
     with pytest.raises(ValueError, match="writes the system prompt as it is"):
