@@ -86,8 +86,8 @@ class Chat:
 
     def compress_system(self, system: str | None):
         """Reads the conversation up to the end of its system prompt as summary vectors."""
-        if system is None:
-            raise ValueError("`compress_system` needs a `system` prompt, got None.")
+        if system is None or not system.strip():
+            raise ValueError(f"`compress_system` needs a `system` prompt, got {system!r}.")
         if self.model.config.max_vectors == 0:
             raise ValueError("`compress_system` needs a model that makes summary vectors, this one makes none.")
         begin = render(self.tokenizer, [*self.messages, {"role": "user", "content": ""}])

@@ -191,8 +191,9 @@ def test_bad_input(model, tokenizer):
         Chat(model, plain).answer("Hi")
     with pytest.raises(ValueError, match="`max_tokens` must be 1 or more, got 0"):
         Chat(model, tokenizer, max_tokens=0)
-    with pytest.raises(ValueError, match="`compress_system` needs a `system` prompt"):
-        Chat(model, tokenizer, compress_system=True)
+    for system in (None, "", "  "):
+        with pytest.raises(ValueError, match=f"`compress_system` needs a `system` prompt, got {system!r}"):
+            Chat(model, tokenizer, system=system, compress_system=True)
     with pytest.raises(ValueError, match="`compress_system` needs a model that makes summary vectors"):
         Chat(small("no vectors", tokenizer), tokenizer, system="Be kind.", compress_system=True)
     with pytest.raises(ValueError, match="`max_new_tokens` must leave room in the model's context of 512 .* got 511"):
