@@ -153,17 +153,30 @@ class Chat:
             )
         self.has_forgotten = True
 
-    def make_room(self, before: int, options: dict[str, Any]):
-        """Compresses and drops until vectors, text and new tokens fit; the last turn begins at token `before`."""
-        config = options.get("generation_config") or self.model.generation_config
-        given = (options.get("max_new_tokens"), options.get("max_length"), config.max_new_tokens, config.max_length)
-        num_new = next(filter(None, given), DEFAULT_NEW_TOKENS)
-        room = self.context_length - num_new
-        if room < 2:
+    def num_new_tokens(self, options: dict[str, Any]) -> int:
+        """
+        Most tokens of the answer: `max_new_tokens`, else what `max_length` has beyond the text, as in `generate`; but
+        `DEFAULT_NEW_TOKENS` at least, as the text may be longer than that before it is compressed.
+        """
+        configs = [options.get("generation_config"), self.model.generation_config]
+
+        def first(name: str) -> int | None:
+            values = [options.get(name), *(getattr(config, name, None) for config in configs)]
+            return next((value for value in values if value is not None), None)
+
+        given, most = first("max_new_tokens"), self.context_length // 2
+        if given is None:
+            return min(most, max(DEFAULT_NEW_TOKENS, (first("max_length") or 0) - self.ids.shape[1]))
+        if given > most:  # of the text and its summary vectors too little would be left
             raise ValueError(
-                f"`max_new_tokens` must leave room in the model's context of {self.context_length} positions,"
-                f" got {num_new}."
+                f"`max_new_tokens` must be half of the model's context of {self.context_length} positions at most, got"
+                f" {given}."
             )
+        return given
+
+    def make_room(self, before: int, num_new: int):
+        """Compresses and drops until vectors, text and new tokens fit; the last turn begins at token `before`."""
+        room = self.context_length - num_new
         if self.ids.shape[1] > min(self.max_tokens, room // 2):
             self.compress(before - before % self.segment_length)
             self.compress(max(0, self.ids.shape[1] - room // 2))
@@ -179,7 +192,7 @@ class Chat:
             options: As for [`~transformers.GenerationMixin.generate`].
 
         Raises:
-            ValueError: for bad options, or more new tokens than the model's context has room for. The conversation is
+            ValueError: for bad options, or `max_new_tokens` above half of the model's context. The conversation is
                 then as if the message had not been said.
         """
         before, state = self.ids.shape[1], dict(vars(self), messages=list(self.messages))
@@ -193,10 +206,12 @@ class Chat:
         """Reads a message behind `before` tokens, generates, and keeps both."""
         self.messages.append({"role": "user", "content": message})
         self.read(self.turn(self.messages))
-        self.make_room(before, options)
-        options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
-        mask = torch.ones_like(self.ids)
-        generated = self.model.generate(self.ids, attention_mask=mask, softprompt=self.softprompt, **options)
+        num_new = self.num_new_tokens(options)
+        self.make_room(before, num_new)
+        options = {"pad_token_id": self.tokenizer.eos_token_id} | options
+        options |= {"max_new_tokens": num_new, "max_length": None, "softprompt": self.softprompt}
+        generated = self.model.generate(self.ids, attention_mask=torch.ones_like(self.ids), **options)
+        generated = getattr(generated, "sequences", generated)  # with `return_dict_in_generate`
         content = self.tokenizer.decode(generated[0, self.ids.shape[1] :], skip_special_tokens=True).strip()
         self.messages.append({"role": "assistant", "content": content})
         self.read(content)

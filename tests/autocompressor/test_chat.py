@@ -9,7 +9,7 @@ import pytest
 import torch
 from modeling_testing import tiny_autocompressor, variable_autocompressor
 from torch.testing import assert_close
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from auto_compressor.autocompressor.chat import Chat
 from auto_compressor.autocompressor.control_tokens import add_control_tokens
@@ -185,6 +185,22 @@ def test_a_conversation_about_a_text(model, tokenizer):
     assert answer != Chat(model, tokenizer).answer("Who?", **OPTIONS)
 
 
+@pytest.mark.parametrize(("beyond", "num_new"), [(30, 30), (200, 48), (-5, 20)])
+def test_the_length_of_text_and_answer(beyond, num_new, tokenizer):
+    """`max_length` counts the text too; the answer gets 20 tokens at least, and half of the context at most."""
+    model = small("llama", tokenizer)
+    expected = Chat(model, tokenizer).answer(TURNS[0], max_new_tokens=num_new, do_sample=False)
+    length = beyond + ids_of(tokenizer, f"<user>{TURNS[0]}</user>\n<assistant>").shape[1]
+    assert Chat(model, tokenizer).answer(TURNS[0], max_length=length, do_sample=False) == expected
+    options = {"generation_config": GenerationConfig(max_length=length, do_sample=False)}
+    assert Chat(model, tokenizer).answer(TURNS[0], **options) == expected
+    model.generation_config.max_length = length
+    chat = Chat(model, tokenizer)
+    assert chat.answer(TURNS[0], do_sample=False, return_dict_in_generate=True) == expected
+    for turn in TURNS:
+        chat.answer(turn, do_sample=False)
+
+
 def test_bad_input(model, tokenizer):
     plain = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
@@ -196,8 +212,8 @@ def test_bad_input(model, tokenizer):
             Chat(model, tokenizer, system=system, compress_system=True)
     with pytest.raises(ValueError, match="`compress_system` needs a model that makes summary vectors"):
         Chat(small("no vectors", tokenizer), tokenizer, system="Be kind.", compress_system=True)
-    with pytest.raises(ValueError, match="`max_new_tokens` must leave room in the model's context of 512 .* got 511"):
-        Chat(model, tokenizer).answer("Hi", max_new_tokens=511)
+    with pytest.raises(ValueError, match="`max_new_tokens` must be half of the model's context of 512 .* got 257"):
+        Chat(model, tokenizer).answer("Hi", max_new_tokens=257)
     plain.chat_template = "{{ raise_exception('no users here') }}"
     with pytest.raises(ValueError, match="does not take these messages: no users here"):
         Chat(model, plain).answer("Hi")
