@@ -131,6 +131,20 @@ def test_a_packed_compressor_of_caches(base, tmp_path, monkeypatch, capsys):
     assert cache.num_bytes < 120 * 2 * 4 * model.config.num_hidden_layers * model.config.hidden_size
 
 
+def test_a_compressor_of_the_hub_with_options(base, tmp_path):
+    """They hold for its config too, which without them is looked for in another cache and revision."""
+    repository = tmp_path / "cache/models--user--compressor"
+    trained = ActivationCompressor.from_base(load_base_model(str(base)))
+    trained.save_pretrained(repository / "snapshots/0123")
+    (repository / "refs").mkdir()
+    (repository / "refs/older").write_text("0123")
+    options = {"cache_dir": tmp_path / "cache", "revision": "older", "dtype": torch.float16}
+    loaded = load_activation_compressor("user/compressor", compression_ratio=2.0, **options)
+    assert (loaded.config.compression_ratio, loaded.dtype) == (2.0, torch.float16)
+    with pytest.raises(OSError):
+        load_activation_compressor("user/compressor", cache_dir=tmp_path / "cache")
+
+
 def test_another_model_is_no_compressor_of_caches(base):
     with pytest.raises(ValueError, match=f"^{base} must be an activation_compressor, it is of the type llama.$"):
         load_activation_compressor(str(base))
