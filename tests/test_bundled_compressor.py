@@ -156,6 +156,22 @@ def test_nothing_to_pack(tmp_path, monkeypatch, capsys):
     assert f"{tmp_path} must have one of adapter_model.safetensors, model.safetensors." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["another model", "compressor", "adapters"])
+def test_what_is_not_of_smollm2(kind, base, tmp_path, monkeypatch, capsys):
+    """Another kind of model, and what was trained for another base. Nothing is written."""
+    trained, other = tmp_path / "trained", base.rename(tmp_path / "other")
+    if kind == "adapters":
+        with pytest.raises(SystemExit):
+            train_and_pack(other, trained, monkeypatch)
+    else:
+        model = load_base_model(str(other))
+        (model if kind == "another model" else ActivationCompressor.from_base(model)).save_pretrained(trained)
+        with pytest.raises(SystemExit):
+            pack(trained, tmp_path / "bundled", monkeypatch)
+    said = f"{trained} must have adapters or an activation_compressor that were trained for smollm2.\n"
+    assert capsys.readouterr().err.endswith(said) and not (tmp_path / "bundled").exists()
+
+
 # What lies in the package
 
 
