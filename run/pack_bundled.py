@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
+from auto_compressor.autocompressor.adapters import base_name, is_adapter
 from auto_compressor.files.bundled import BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_SMOLLM2_CACHE
+from auto_compressor.files.loading import config_in
 from auto_compressor.files.whole_files import write_whole
 
 
@@ -40,6 +42,14 @@ def packed_config(path: Path) -> bytes:
     return json.dumps(config, indent=2).encode()
 
 
+def base_of(folder: Path) -> str | None:
+    """The name of the model that adapters, or a compressor of caches, in a folder were trained for; None of others."""
+    if is_adapter(str(folder)):
+        return base_name(str(folder))
+    config = config_in(folder)
+    return config.get("base_name_or_path") if config.get("model_type") == "activation_compressor" else None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trained", type=Path, help="folder that the training wrote")
@@ -48,6 +58,8 @@ def main():
     weights = next((name for name in DESTINATIONS if (args.trained / name).exists()), None)
     if weights is None:
         parser.error(f"{args.trained} must have one of {', '.join(DESTINATIONS)}.")
+    if Path(base_of(args.trained) or "").name != "smollm2":
+        parser.error(f"{args.trained} must have adapters or an activation_compressor that were trained for smollm2.")
     output_dir = args.output_dir or DESTINATIONS[weights]
     output_dir.mkdir(parents=True, exist_ok=True)
     configs = [name for name in ("config.json", "adapter_config.json") if (args.trained / name).exists()]

@@ -131,6 +131,20 @@ def test_a_packed_compressor_of_caches(base, tmp_path, monkeypatch, capsys):
     assert cache.num_bytes < 120 * 2 * 4 * model.config.num_hidden_layers * model.config.hidden_size
 
 
+def test_a_compressor_of_the_hub_with_options(base, tmp_path):
+    """They hold for its config too, which without them is looked for in another cache and revision."""
+    repository = tmp_path / "cache/models--user--compressor"
+    trained = ActivationCompressor.from_base(load_base_model(str(base)))
+    trained.save_pretrained(repository / "snapshots/0123")
+    (repository / "refs").mkdir()
+    (repository / "refs/older").write_text("0123")
+    options = {"cache_dir": tmp_path / "cache", "revision": "older", "dtype": torch.float16}
+    loaded = load_activation_compressor("user/compressor", compression_ratio=2.0, **options)
+    assert (loaded.config.compression_ratio, loaded.dtype) == (2.0, torch.float16)
+    with pytest.raises(OSError):
+        load_activation_compressor("user/compressor", cache_dir=tmp_path / "cache")
+
+
 def test_another_model_is_no_compressor_of_caches(base):
     with pytest.raises(ValueError, match=f"^{base} must be an activation_compressor, it is of the type llama.$"):
         load_activation_compressor(str(base))
@@ -140,6 +154,22 @@ def test_nothing_to_pack(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         pack(tmp_path, tmp_path / "packed", monkeypatch)
     assert f"{tmp_path} must have one of adapter_model.safetensors, model.safetensors." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["another model", "compressor", "adapters"])
+def test_what_is_not_of_smollm2(kind, base, tmp_path, monkeypatch, capsys):
+    """Another kind of model, and what was trained for another base. Nothing is written."""
+    trained, other = tmp_path / "trained", base.rename(tmp_path / "other")
+    if kind == "adapters":
+        with pytest.raises(SystemExit):
+            train_and_pack(other, trained, monkeypatch)
+    else:
+        model = load_base_model(str(other))
+        (model if kind == "another model" else ActivationCompressor.from_base(model)).save_pretrained(trained)
+        with pytest.raises(SystemExit):
+            pack(trained, tmp_path / "bundled", monkeypatch)
+    said = f"{trained} must have adapters or an activation_compressor that were trained for smollm2.\n"
+    assert capsys.readouterr().err.endswith(said) and not (tmp_path / "bundled").exists()
 
 
 # What lies in the package

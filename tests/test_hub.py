@@ -1,9 +1,12 @@
 """Models of all families on a stand-in for the hub: pushed, and loaded from there with and without the package."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hub_testing import running_hub
@@ -11,12 +14,14 @@ from huggingface_hub import ModelCard
 from modeling_testing import ROOT, WITHOUT_PACKAGE, tiny_autocompressor
 from test_layout import pushed
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer_utils import HubStrategy
 
 from auto_compressor import AdaptiveByteConfig, AdaptiveByteForCausalLM, ByteTokenizer
 from auto_compressor.families import FAMILIES
-from auto_compressor.files.hub import write_card
+from auto_compressor.files.hub import start_push, write_card
 from auto_compressor.files.loading import load, load_tokenizer
 from auto_compressor.files.model_card import is_ours
+from auto_compressor.training.mixin import TrainerMixin
 
 
 # What the three programs share. Each gets the folder with what was expected as its argument.
@@ -278,6 +283,27 @@ def test_a_card_by_hand_stays(tmp_path):
     path.write_text("By hand.")
     write_card(model.config, tmp_path, "third", base_model=None)
     assert path.read_text() == "By hand."
+
+
+def test_a_run_goes_on_where_a_checkpoint_cannot_be_copied(tmp_path, monkeypatch, caplog):
+    """As on a full disk; no part of the copy stays."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/model.safetensors").write_bytes(b"weights")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+    def copyfile(source, target):
+        Path(target).write_bytes(b"wei")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", copyfile)
+    trainer = Mock(args=Mock(hub_strategy=HubStrategy.EVERY_SAVE), push_in_progress=None, hub_model_id="user/run")
+    TrainerMixin._push_from_checkpoint(trainer, str(tmp_path / "checkpoint"))
+    assert "checkpoint is not pushed: [Errno 28] No space left on device" in caplog.text
+    assert trainer.push_in_progress is None
+    with pytest.raises(OSError, match="No space left"):
+        start_push(tmp_path / "checkpoint", "user/run")
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_code_is_ours_where_torch_wraps_the_model(tmp_path):

@@ -1,6 +1,7 @@
 """Conversations with instruct models whose older turns are summary vectors."""
 
 from typing import Any
+from uuid import uuid4
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ class Chat:
         self.num_given = self.num_vectors  # vectors that are dropped last
         self.has_forgotten = False
         self.messages: list[Message] = []
-        self.text = ""  # of the messages, as far as it is in `ids` or was compressed
+        self.text = ""  # what is in `ids` or was compressed
         self.ids = torch.empty(1, 0, dtype=torch.long, device=model.device)
         self.check_template(system)
         if system is not None:
@@ -79,20 +80,14 @@ class Chat:
         return 0 if self.softprompt is None else self.softprompt.shape[1]
 
     def check_template(self, system: str | None):
-        """Raises a `ValueError` for a template that writes earlier messages otherwise when later ones follow."""
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        text = ""
-        for role in ("user", "assistant", "user"):
-            messages.append({"role": role, "content": "a"})
-            longer = render(self.tokenizer, messages, asks=role == "user")
-            if not longer.startswith(text):
-                raise ValueError("The chat template must write earlier messages the same whatever follows.")
-            text = longer
+        """Raises a `ValueError` for a template in which a turn cannot be told from what came before."""
+        turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+        self.turn(turns if system is None else [{"role": "system", "content": system}, *turns])
 
     def compress_system(self, system: str | None):
         """Reads the conversation up to the end of its system prompt as summary vectors."""
-        if system is None:
-            raise ValueError("`compress_system` needs a `system` prompt, got None.")
+        if system is None or not system.strip():
+            raise ValueError(f"`compress_system` needs a `system` prompt, got {system!r}.")
         if self.model.config.max_vectors == 0:
             raise ValueError("`compress_system` needs a model that makes summary vectors, this one makes none.")
         begin = render(self.tokenizer, [*self.messages, {"role": "user", "content": ""}])
@@ -102,16 +97,29 @@ class Chat:
         self.compress(self.ids.shape[1])
         self.num_given = self.num_vectors
 
-    def say(self, role: str, content: str):
-        """Adds a message of the user or the assistant to what the model reads next."""
-        self.messages.append({"role": role, "content": content})
-        self.read(render(self.tokenizer, self.messages, asks=role == "user"))
+    def turn(self, messages: list[Message]) -> str:
+        """
+        What the model reads next: of messages up to one of the user, what the template writes behind the last answer.
+
+        What comes before it was read, and may be written otherwise now: without thoughts, or with another time.
+        """
+        if len(messages) < 2 or messages[-2]["role"] != "assistant":
+            text = render(self.tokenizer, messages, asks=True)
+            if not text.startswith(self.text):
+                raise ValueError("The chat template must write the system prompt the same whatever follows.")
+            return text[len(self.text) :]
+        answer = str(uuid4().int)  # in no message
+        marked = [*messages[:-2], {"role": "assistant", "content": answer}, messages[-1]]
+        _, found, rest = render(self.tokenizer, marked, asks=True).rpartition(answer)
+        if not found:
+            raise ValueError("The chat template must write the last answer as it is.")
+        return rest
 
     def read(self, text: str):
-        """Appends what a longer text of the conversation adds."""
-        new = self.tokenizer(text[len(self.text) :], add_special_tokens=False, return_tensors="pt").input_ids
+        """Appends a text to the conversation."""
+        new = torch.tensor([self.tokenizer(text, add_special_tokens=False).input_ids], dtype=torch.long)
         self.ids = torch.cat([self.ids, new.to(self.ids.device)], dim=1)
-        self.text = text
+        self.text += text
 
     def compress(self, num_tokens: int):
         """Turns the first tokens into summary vectors, behind those that there are, or drops them if it makes none."""
@@ -145,17 +153,30 @@ class Chat:
             )
         self.has_forgotten = True
 
-    def make_room(self, before: int, options: dict[str, Any]):
-        """Compresses and drops until vectors, text and new tokens fit; the last turn begins at token `before`."""
-        config = options.get("generation_config") or self.model.generation_config
-        given = (options.get("max_new_tokens"), options.get("max_length"), config.max_new_tokens, config.max_length)
-        num_new = next(filter(None, given), DEFAULT_NEW_TOKENS)
-        room = self.context_length - num_new
-        if room < 2:
+    def num_new_tokens(self, options: dict[str, Any]) -> int:
+        """
+        Most tokens of the answer: `max_new_tokens`, else what `max_length` has beyond the text, as in `generate`; but
+        `DEFAULT_NEW_TOKENS` at least, as the text may be longer than that before it is compressed.
+        """
+        configs = [options.get("generation_config"), self.model.generation_config]
+
+        def first(name: str) -> int | None:
+            values = [options.get(name), *(getattr(config, name, None) for config in configs)]
+            return next((value for value in values if value is not None), None)
+
+        given, most = first("max_new_tokens"), self.context_length // 2
+        if given is None:
+            return min(most, max(DEFAULT_NEW_TOKENS, (first("max_length") or 0) - self.ids.shape[1]))
+        if given > most:  # of the text and its summary vectors too little would be left
             raise ValueError(
-                f"`max_new_tokens` must leave room in the model's context of {self.context_length} positions,"
-                f" got {num_new}."
+                f"`max_new_tokens` must be half of the model's context of {self.context_length} positions at most, got"
+                f" {given}."
             )
+        return given
+
+    def make_room(self, before: int, num_new: int):
+        """Compresses and drops until vectors, text and new tokens fit; the last turn begins at token `before`."""
+        room = self.context_length - num_new
         if self.ids.shape[1] > min(self.max_tokens, room // 2):
             self.compress(before - before % self.segment_length)
             self.compress(max(0, self.ids.shape[1] - room // 2))
@@ -171,7 +192,7 @@ class Chat:
             options: As for [`~transformers.GenerationMixin.generate`].
 
         Raises:
-            ValueError: for bad options, or more new tokens than the model's context has room for. The conversation is
+            ValueError: for bad options, or `max_new_tokens` above half of the model's context. The conversation is
                 then as if the message had not been said.
         """
         before, state = self.ids.shape[1], dict(vars(self), messages=list(self.messages))
@@ -183,13 +204,17 @@ class Chat:
 
     def reply(self, message: str, before: int, **options: Any) -> str:
         """Reads a message behind `before` tokens, generates, and keeps both."""
-        self.say("user", message)
-        self.make_room(before, options)
-        options.setdefault("pad_token_id", self.tokenizer.eos_token_id)
-        mask = torch.ones_like(self.ids)
-        generated = self.model.generate(self.ids, attention_mask=mask, softprompt=self.softprompt, **options)
+        self.messages.append({"role": "user", "content": message})
+        self.read(self.turn(self.messages))
+        num_new = self.num_new_tokens(options)
+        self.make_room(before, num_new)
+        options = {"pad_token_id": self.tokenizer.eos_token_id} | options
+        options |= {"max_new_tokens": num_new, "max_length": None, "softprompt": self.softprompt}
+        generated = self.model.generate(self.ids, attention_mask=torch.ones_like(self.ids), **options)
+        generated = getattr(generated, "sequences", generated)  # with `return_dict_in_generate`
         content = self.tokenizer.decode(generated[0, self.ids.shape[1] :], skip_special_tokens=True).strip()
-        self.say("assistant", content)
+        self.messages.append({"role": "assistant", "content": content})
+        self.read(content)
         return content
 
 

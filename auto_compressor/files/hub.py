@@ -166,15 +166,29 @@ def push_folder(
 
 
 def start_push(folder: str | Path, repo_id: str, **kwargs: Any) -> "Future[CommitInfo]":
-    """As [`push_folder`], in the background and of a copy: the folder may change, or be deleted, meanwhile."""
+    """
+    As [`push_folder`], in the background and of a copy: the folder may change, or be deleted, meanwhile.
+
+    Raises:
+        OSError: if it cannot be copied, as on a full disk; no part of the copy is left then.
+    """
     copy = TemporaryDirectory()
-    for name, content in contents(Path(folder), repo_id):
-        target = Path(copy.name, name)
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(content) if isinstance(content, bytes) else shutil.copyfile(content, target)
+    try:
+        copy_contents(Path(folder), Path(copy.name), repo_id)
+    except BaseException:
+        copy.cleanup()
+        raise
     job = run_as_future(push_folder, copy.name, repo_id, **kwargs)
     job.add_done_callback(lambda _: copy.cleanup())
     return job
+
+
+def copy_contents(folder: Path, copy: Path, repo_id: str):
+    """Writes what a repository gets of a folder into another one."""
+    for name, content in contents(folder, repo_id):
+        target = copy / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(content) if isinstance(content, bytes) else shutil.copyfile(content, target)
 
 
 def has_card_by_hand(repo_id: str, revision: str | None, token: bool | str | None) -> bool:

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, has_length
-from transformers.utils import PushInProgress
+from transformers.utils import PushInProgress, logging
 
 from ..files.hub import start_push
 from .muon import muon_with_adamw
@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # what a mixin stands in front of
     from transformers import Trainer
 else:
     Trainer = object
+
+logger = logging.get_logger(__name__)
 
 
 def longest_first(dataset: Any) -> list[int] | None:
@@ -133,8 +135,12 @@ class TrainerMixin(Trainer):
             return None
         self.callback_handler.on_push_begin(args, self.state, self.control)
         options = {"commit_message": f"Training in progress, step {self.state.global_step}", "token": args.hub_token}
-        jobs.append(start_push(checkpoint_folder, self.hub_model_id, revision=args.hub_revision, **options))
-        self.push_in_progress = PushInProgress(jobs)
+        try:
+            job = start_push(checkpoint_folder, self.hub_model_id, revision=args.hub_revision, **options)
+        except OSError as error:  # as a disk that is full; the next checkpoint is pushed again
+            logger.warning("The checkpoint %s is not pushed: %s", checkpoint_folder, error)
+        else:
+            self.push_in_progress = PushInProgress([*jobs, job])
         return None
 
     def push_to_hub(

@@ -3,12 +3,13 @@
 import copy
 import io
 import json
+import re
 
 import pytest
 import torch
 from modeling_testing import tiny_autocompressor, variable_autocompressor
 from torch.testing import assert_close
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from auto_compressor.autocompressor.chat import Chat
 from auto_compressor.autocompressor.control_tokens import add_control_tokens
@@ -60,7 +61,36 @@ def test_a_conversation_that_fits_is_plain_generation(model, tokenizer):
         assert chat.answer(turn, **OPTIONS) == expected
         messages.append({"role": "assistant", "content": expected})
     assert chat.messages == messages and chat.softprompt is None
-    assert tokenizer.decode(chat.ids[0]) == render(tokenizer, messages)
+    assert tokenizer.decode(chat.ids[0]) + "</assistant>\n" == render(tokenizer, messages)
+
+
+THOUGHT = "<think>Hm. Let me see.</think>"
+REWRITING = {
+    "thoughts of the last message alone": "{{ content if loop.last else content.split('</think>')[-1] }}",
+    "thoughts of the last message, empty ones too": (
+        "{% if loop.last and message['role'] == 'assistant' %}<think></think>{% endif %}{{ content }}"
+    ),
+    "the number of messages": "{{ messages | length }} {{ content }}",
+    "the messages with a time": "{{ strftime_now('%f') }} {{ content }}",
+}
+
+
+@pytest.mark.parametrize("kind", REWRITING)
+def test_a_template_that_writes_earlier_messages_otherwise(kind, model, monkeypatch):
+    """Each turn is read whole, behind what was read."""
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{{ message['content'] | trim }}", "{% set content = message['content'] %}" + REWRITING[kind]
+    )
+    monkeypatch.setattr(type(tokenizer), "decode", lambda *args, **kwargs: f"{THOUGHT}Saul.")
+    chat = Chat(model, tokenizer, system="Be kind.", max_tokens=10**4)
+    for turn in [*TURNS, THOUGHT]:
+        before = chat.text
+        chat.answer(turn, **OPTIONS)
+        assert chat.text.startswith(before) and chat.text.endswith(f"<assistant>{THOUGHT}Saul.")
+        said = chat.text[len(before) :].removeprefix("</assistant>\n")
+        assert re.search(f"<user>([0-9]+ )?{re.escape(turn)}</user>\n<assistant>{THOUGHT}Saul.$", said)
+        assert not before or said.startswith("<user>")
 
 
 def test_older_turns_become_summary_vectors(model, tokenizer):
@@ -155,23 +185,44 @@ def test_a_conversation_about_a_text(model, tokenizer):
     assert answer != Chat(model, tokenizer).answer("Who?", **OPTIONS)
 
 
+@pytest.mark.parametrize(("beyond", "num_new"), [(30, 30), (200, 48), (-5, 20)])
+def test_the_length_of_text_and_answer(beyond, num_new, tokenizer):
+    """`max_length` counts the text too; the answer gets 20 tokens at least, and half of the context at most."""
+    model = small("llama", tokenizer)
+    expected = Chat(model, tokenizer).answer(TURNS[0], max_new_tokens=num_new, do_sample=False)
+    length = beyond + ids_of(tokenizer, f"<user>{TURNS[0]}</user>\n<assistant>").shape[1]
+    assert Chat(model, tokenizer).answer(TURNS[0], max_length=length, do_sample=False) == expected
+    options = {"generation_config": GenerationConfig(max_length=length, do_sample=False)}
+    assert Chat(model, tokenizer).answer(TURNS[0], **options) == expected
+    model.generation_config.max_length = length
+    chat = Chat(model, tokenizer)
+    assert chat.answer(TURNS[0], do_sample=False, return_dict_in_generate=True) == expected
+    for turn in TURNS:
+        chat.answer(turn, do_sample=False)
+
+
 def test_bad_input(model, tokenizer):
     plain = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
         Chat(model, plain).answer("Hi")
     with pytest.raises(ValueError, match="`max_tokens` must be 1 or more, got 0"):
         Chat(model, tokenizer, max_tokens=0)
-    with pytest.raises(ValueError, match="`compress_system` needs a `system` prompt"):
-        Chat(model, tokenizer, compress_system=True)
+    for system in (None, "", "  "):
+        with pytest.raises(ValueError, match=f"`compress_system` needs a `system` prompt, got {system!r}"):
+            Chat(model, tokenizer, system=system, compress_system=True)
     with pytest.raises(ValueError, match="`compress_system` needs a model that makes summary vectors"):
         Chat(small("no vectors", tokenizer), tokenizer, system="Be kind.", compress_system=True)
-    with pytest.raises(ValueError, match="`max_new_tokens` must leave room in the model's context of 512 .* got 511"):
-        Chat(model, tokenizer).answer("Hi", max_new_tokens=511)
+    with pytest.raises(ValueError, match="`max_new_tokens` must be half of the model's context of 512 .* got 257"):
+        Chat(model, tokenizer).answer("Hi", max_new_tokens=257)
     plain.chat_template = "{{ raise_exception('no users here') }}"
     with pytest.raises(ValueError, match="does not take these messages: no users here"):
         Chat(model, plain).answer("Hi")
-    plain.chat_template = "{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
-    with pytest.raises(ValueError, match="the same whatever follows"):
+    every = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    plain.chat_template = "{{ messages[1]['content'] }}" + every
+    with pytest.raises(ValueError, match="write the system prompt the same whatever follows"):
+        Chat(model, plain, system="Be kind.", compress_system=True).answer("Hi")
+    plain.chat_template = "{{ messages[-1]['content'] }}"
+    with pytest.raises(ValueError, match="must write the last answer as it is"):
         Chat(model, plain)
     plain.chat_template = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
     with pytest.raises(ValueError, match="writes the system prompt as it is"):
