@@ -1,4 +1,4 @@
-"""The base `smollm2`, made of a fake package: its tokenizer, old folders, and two processes at once."""
+"""Offline names; the base `smollm2`, made of a fake package: its tokenizer, old folders, two processes at once."""
 
 import json
 import threading
@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from auto_compressor.autocompressor.bases import load_language_model
 from auto_compressor.files import bases
 
 
@@ -106,3 +107,11 @@ def test_an_error_leaves_nothing(package, monkeypatch):
 def test_the_config_of_the_tokenizer_says_its_length(package):
     folder = package / bases.resolve_base("smollm2")
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 8192
+
+
+def test_every_loader_knows_the_offline_names():
+    assert (
+        load_language_model("bytes").config.model_type
+        == bases.load_base_model("bytes").config.model_type
+        == "gru_byte"
+    )

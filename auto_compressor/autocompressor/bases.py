@@ -62,7 +62,7 @@ def load_language_model(name: str, **kwargs) -> PreTrainedModel:
     if config.model_type in AUTOCOMPRESSORS:
         return load_autocompressor(name, **kwargs)
     check_causal_lm(name, config)
-    return load(AutoModelForCausalLM, name, **kwargs)
+    return load(AutoModelForCausalLM, resolve_base(name), **kwargs)
 
 
 __all__ = [
