@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,7 +89,8 @@ def rows_at(step: int, num_steps: int, num_symbols: int) -> int:
 def empty_streams(header: LosslessHeader, vocabulary: Vocabulary) -> torch.Tensor:
     """Streams `(num_streams, num_steps)` of zeros; those without a symbol have no rows, as a header may name many."""
     rows = min(header.num_streams, max(header.num_symbols, 1))
-    return torch.zeros(rows, header.num_steps, dtype=torch.uint8 if vocabulary.size == BLOCK else torch.int32)
+    # NumPy's zeros take memory when they are written to: a header may claim more symbols than its words hold.
+    return torch.from_numpy(np.zeros((rows, header.num_steps), np.uint8 if vocabulary.size == BLOCK else np.int32))
 
 
 def check_predictions(probs: torch.Tensor, step: int):
