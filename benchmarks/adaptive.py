@@ -16,15 +16,14 @@ Needs matplotlib; zstd and zpaq (Debian packages) are left out where they are no
 """
 
 import argparse
-import lzma
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import matplotlib
 import torch
+from compressors import LIBRARIES, program_size
 from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForCausalLM, HfArgumentParser, PreTrainedModel
@@ -71,7 +70,10 @@ DEFAULT_STEPS, DEFAULT_RATE = 1600, "3e-4"
 STREAM_BYTES = 2**14  # of one piece of a text
 COLUMNS = ("bits_per_byte", "bits_per_byte_window", "byte_encoder_bpb", "byte_decoder_bpb")
 COLUMNS += ("level_1_compression_ratio", "level_2_compression_ratio")
-COMPRESSORS = {"zstd -19": "zstd -q -19 --long=27 {} -o {}", "zpaq -m5": "zpaq a {1} {0} -m5"}
+COMPRESSORS = {
+    "zstd -19": "zstd -q -19 --long=27 {source} -o {target}",  # sees all of the training text
+    "zpaq -m5": "zpaq a {target} {source} -m5",
+}
 
 
 # Bits per byte
@@ -109,15 +111,9 @@ def measure(name: str, folder: Path, steps: int) -> dict[str, float]:
 
 def compressed_sizes(data: bytes) -> dict[str, int]:
     """Bytes of what every compressor that is there makes of the data."""
-    sizes = {"xz -9e": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, command in COMPRESSORS.items():
-            if shutil.which(command.split()[0]):
-                source, target = Path(folder) / "data", Path(folder) / f"{name.split()[0]}.zpaq"
-                source.write_bytes(data)
-                subprocess.run(command.format(source, target).split(), check=True, capture_output=True)
-                sizes[name] = target.stat().st_size
-    return sizes
+    found = {name: command for name, command in COMPRESSORS.items() if shutil.which(command.split()[0])}
+    sizes = {name: program_size(command, data) for name, command in found.items()}
+    return {"xz -9e": len(LIBRARIES["xz -9e"](data))} | sizes
 
 
 def compressor_rows() -> list[dict]:

@@ -42,7 +42,7 @@ ROWS = {
 }
 
 
-def accuracies(model: str, arguments: dict, tasks: Path, args: argparse.Namespace) -> dict[str, float]:
+def accuracies(model: str, arguments: dict, tasks: Path) -> dict[str, float]:
     """Share of right answers of every task."""
     names = [f"offline_{name}" for name in TASKS]
     if model == "hf":
@@ -60,7 +60,7 @@ def accuracies(model: str, arguments: dict, tasks: Path, args: argparse.Namespac
 
 def row_of(name: str, tasks: Path, args: argparse.Namespace) -> dict:
     """Percentages of right answers, and their mean with its interval."""
-    found = accuracies(*ROWS[name], tasks, args)
+    found = accuracies(*ROWS[name], tasks)
     mean = sum(found.values()) / len(found)
     # Tasks are strata of equal size, whose variances add up.
     error = math.sqrt(sum(share * (1 - share) / (args.cases - 1) for share in found.values())) / len(found)

@@ -20,10 +20,11 @@ def load_activation_compressor(name: str, **kwargs) -> ActivationCompressor:
         OSError: if the checkpoint is damaged, or cannot be reached.
         ValueError: if it is another kind of model.
     """
-    config = load(AutoConfig, resolve_base(name), **kwargs)  # of the same revision, from the same place
+    folder = resolve_base(name)
+    config = load(AutoConfig, folder, **kwargs)  # of the same revision, from the same place
     if not isinstance(config, ActivationCompressorConfig):
         raise ValueError(f"{name} must be an activation_compressor, it is of the type {config.model_type}.")
-    return load(ActivationCompressor, resolve_base(name), **kwargs).eval()
+    return load(ActivationCompressor, folder, **kwargs).eval()
 
 
 __all__ = ["load_activation_compressor"]

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..files.coded_file import check_original, check_weights, naming, require
+from ..files.coded_file import check_data, check_original, check_weights, naming, require
 from ..lossless import codec
 from ..lossless.codec import (
     Progress,
     Speed,
     Steps,
-    check_data,
     new_header,
     resolve_num_streams,
     resolve_speed,

@@ -9,8 +9,9 @@ import hashlib
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -127,9 +128,29 @@ def check_weights(model: PreTrainedModel, model_type: str, model_hash: str):
         )
 
 
+def read_coded(blob: bytes, magic: bytes, versions: tuple[int, ...], parse: Callable[[bytes, int], Any]) -> tuple:
+    """
+    The header of a file, as `parse` reads it of bytes and version, and the body, which it checks the length of.
+
+    Raises:
+        CodedFileError: for what is no such file, or one that is truncated, damaged or of another version.
+    """
+    version = found_version(blob, magic, versions)
+    packed, body = read_parts(blob, magic, version)
+    header = parse(packed, version)
+    header.check(len(body))
+    return header, body
+
+
 def most_symbols(num_bytes: int) -> int:
     """How many symbols a range coder can have written in so many bytes: each costs something."""
     return int((8 * num_bytes + SPARE_BITS) / MIN_BITS)
+
+
+def check_data(data: bytes):
+    """Raises a `ValueError` for what is compressed, if it is no bytes."""
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
 
 
 def check_original(data: bytes, sha256: str):
@@ -148,14 +169,14 @@ __all__ = [
     "PREFIX",
     "SPARE_BITS",
     "CodedFileError",
+    "check_data",
     "check_origin",
     "check_original",
     "check_weights",
     "exact_copy",
-    "found_version",
     "most_symbols",
     "naming",
-    "read_parts",
+    "read_coded",
     "require",
     "write_parts",
 ]

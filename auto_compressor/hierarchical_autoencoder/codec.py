@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from ..files.coded_file import check_original, check_weights, exact_copy, naming, require
+from ..files.coded_file import check_data, check_original, check_weights, exact_copy, naming, require
 from ..files.identity import weights_hash
 from ..tokenization_bytes import NUM_BYTES
 from .codes_file import (
@@ -163,8 +163,7 @@ def encode_bytes(
         ValueError: for arguments of another type, or a model in training mode.
     """
     check_arguments(model, batch_size)
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
+    check_data(data)
     encode = encode_exactly if lossless else encode_with_loss
     return write_file(*encode(model, bytes(data), batch_size, progress))
 

@@ -21,10 +21,9 @@ from ..files.coded_file import (
     CODES_MAGIC,
     CodedFileError,
     check_origin,
-    found_version,
     most_symbols,
     naming,
-    read_parts,
+    read_coded,
     require,
     write_parts,
 )
@@ -223,11 +222,7 @@ def write_file(header: ByteCodecHeader, streams: list[tuple[str, bytes]]) -> byt
 
 def read_file(blob: bytes) -> tuple[ByteCodecHeader, bytes]:
     """Returns header and body, which go together; see `read_header` for the errors."""
-    version = found_version(blob, MAGIC, VERSIONS)
-    packed, body = read_parts(blob, MAGIC, version)
-    header = ByteCodecHeader.parse(packed, version)
-    header.check(len(body))
-    return header, body
+    return read_coded(blob, MAGIC, VERSIONS, ByteCodecHeader.parse)
 
 
 def read_header(blob: bytes, name: str = "The file") -> ByteCodecHeader:

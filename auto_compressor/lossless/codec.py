@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files.coded_file import CodedFileError, check_original, check_weights, exact_copy, naming, require
+from ..files.coded_file import CodedFileError, check_data, check_original, check_weights, exact_copy, naming, require
 from ..files.identity import weights_hash
 from .header import IDENTITY_DIGITS, MAX_STREAMS, LosslessHeader, read_file, read_header, split_numbers, write_file
 from .range_coding import Coder, Decoder, Encoder
@@ -156,11 +156,6 @@ def resolve_speed(speed: str, speeds: dict[str, Speed]) -> Speed:
     if speed not in speeds:
         raise ValueError(f"`speed` must be one of {', '.join(speeds)}, got {speed!r}.")
     return speeds[speed]
-
-
-def check_data(data: bytes):
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
 
 
 def new_header(

@@ -12,10 +12,9 @@ import numpy as np
 from ..files.coded_file import (
     LANGUAGE_MODEL_MAGIC,
     check_origin,
-    found_version,
     most_symbols,
     naming,
-    read_parts,
+    read_coded,
     require,
     write_parts,
 )
@@ -148,11 +147,7 @@ def digit_numbers(header: LosslessHeader, steps: np.ndarray, streams: np.ndarray
 
 def read_file(blob: bytes) -> tuple[LosslessHeader, bytes]:
     """Returns header and body, which go together; see `read_header` for the errors."""
-    version = found_version(blob, MAGIC, VERSIONS)
-    packed, body = read_parts(blob, MAGIC, version)
-    header = LosslessHeader.unpack(packed, version)
-    header.check(len(body))
-    return header, body
+    return read_coded(blob, MAGIC, VERSIONS, LosslessHeader.unpack)
 
 
 def write_file(header: LosslessHeader, ties: list[int], words: np.ndarray) -> bytes:
