@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 from auto_compressor.autocompressor.softprompts import load_softprompt
 from auto_compressor.byte_lm.codec import decompress_bytes
 from auto_compressor.cache_names import as_cache
-from auto_compressor.hierarchical_autoencoder.codec import decode_bytes
+from auto_compressor.hierarchical_autoencoder.codec import decode_bytes, read_header
+from auto_compressor.lossless.header import read_header as read_lossless_header
 
 
 FOLDER = ROOT / "tests" / "fixtures" / "one_folder"
@@ -54,8 +55,11 @@ def test_adapters(tmp_path):
         assert_gives("adapters.logits", model(input_ids=IDS, segment_lengths=[12, 12]).logits[:, -1])
 
 
-def test_codes_of_a_hierarchical_autoencoder():
-    assert decode_bytes(model_of("hierarchical", AutoModel), (FOLDER / "text.acc").read_bytes()) == TEXT
+@pytest.mark.parametrize(("name", "version"), [("text.acc", 1), ("text_2.acc", 2)])
+def test_codes_of_a_hierarchical_autoencoder(name, version):
+    blob = (FOLDER / name).read_bytes()
+    assert decode_bytes(model_of("hierarchical", AutoModel), blob) == TEXT
+    assert read_header(blob).version == version
 
 
 @pytest.mark.parametrize("name", ["gru", "adaptive"])
@@ -64,8 +68,11 @@ def test_byte_language_models(name):
     assert_gives(f"{name}.logits", model_of(name)(torch.tensor([list(TEXT)])).logits[:, -1])
 
 
-def test_a_lossless_file():
-    assert decompress_bytes(model_of("gru"), (FOLDER / "text.acz").read_bytes()) == TEXT
+@pytest.mark.parametrize(("name", "model", "version"), [("text.acz", "gru", 1), ("text_2.acz", "adaptive", 2)])
+def test_a_lossless_file(name, model, version):
+    blob = (FOLDER / name).read_bytes()
+    assert decompress_bytes(model_of(model), blob) == TEXT
+    assert read_lossless_header(blob).version == version
 
 
 @torch.no_grad()

@@ -182,7 +182,7 @@ def encode_with_loss(
 def encode_exactly(
     model: HierarchicalAutoencoder, data: bytes, batch_size: int, progress: Progress
 ) -> tuple[ByteCodecHeader, list[tuple[str, bytes]]]:
-    """Header and streams of everything, in version 2."""
+    """Header and streams of everything, in version 3."""
     from .exact_codec import encode_batches, pack_words  # needs constriction
 
     size = model.config.block_size * batch_size
@@ -253,7 +253,7 @@ def decode_bytes(
         header, body = read_file(blob)
         check_weights(model, header.model_type, header.model_hash)
         check_config(model.config, header)
-        decode = decode_exactly if header.version == 2 else decode_plain
+        decode = decode_plain if header.version == 1 else decode_exactly
         data = decode(model, header, body, batch_size, progress)
         if header.lossless or header.right_bytes == header.num_bytes:
             check_original(data, header.sha256)
@@ -278,8 +278,9 @@ def decode_plain(
 def decode_exactly(
     model: HierarchicalAutoencoder, header: ByteCodecHeader, body: bytes, batch_size: int, progress: Progress
 ) -> bytes:
-    """The original of a file of version 2, which has its own `batch_size`."""
-    from .exact_codec import decode_batches, read_words  # needs constriction
+    """The original of a file of version 2 or 3, which has its own `batch_size`."""
+    from ..lossless.matches import LARGEST_SHARE, Matches
+    from .exact_codec import ORDER, decode_batches, read_words  # needs constriction
 
     streams = split_streams(header, body)
     counts, (stored, form) = read_counts(header, streams), next(streams)
@@ -288,7 +289,8 @@ def decode_exactly(
     codes = read_codes(header, stored, form) if for_codes is None else unknown
     for_bytes = read_words(next(streams)[0])
     batches = (code_rows(*batch) for batch in batches_of(counts, codes, header.batch_size, progress))
-    return decode_batches(model, batches, for_codes, for_bytes)
+    matches = Matches(ORDER, LARGEST_SHARE * (header.version > 2))
+    return decode_batches(model, batches, for_codes, for_bytes, matches)
 
 
 def check_config(config: HierarchicalAutoencoderConfig, header: ByteCodecHeader):

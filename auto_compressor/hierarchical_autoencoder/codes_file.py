@@ -4,8 +4,8 @@ A file is a prefix (magic, version, lengths of the two parts behind it, their CR
 ([`ByteCodecHeader`]) and streams, each in the shortest of its forms. Version 1 has the top codes per block and the top
 codes (all of the first codebook, then of the second, ...). Its lossless files, which are no longer written, also have
 a flag per patch that says whether its codes decode wrongly, the bytes that each of these patches stands for, and those
-bytes. Version 2 is lossless: its codes may be coded under their language model, and its last stream is what they leave
-to know, as [`exact_codec`] codes it.
+bytes. Version 3 is lossless: its codes may be coded under their language model and what matches them before, and its
+last stream is what they leave to know, as [`exact_codec`] codes it. Version 2 is the same without matches.
 """
 
 import json
@@ -30,7 +30,7 @@ from ..files.coded_file import (
 
 
 MAGIC = CODES_MAGIC
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 MAX_LZMA_MEMORY = 2**26  # the streams here need an eighth of it
 FORMS = ("bits", "zlib", "lzma")
 CODED = "range"  # the form of a stream that is coded under the distributions of the model
@@ -55,7 +55,7 @@ class ByteCodecHeader:
             and values of a code.
         streams (`list[list]`): Form and stored bytes of every stream.
         right_bytes (`int`): Bytes of the original in patches that decode right from their codes alone; in version 1.
-        batch_size (`int`): Blocks that were coded at once, and so are decoded; in version 2.
+        batch_size (`int`): Blocks that were coded at once, and so are decoded; from version 2 on.
         version (`int`): Of the file.
     """
 
@@ -85,14 +85,14 @@ class ByteCodecHeader:
     @property
     def stream_forms(self) -> list[tuple[str, ...]]:
         """The forms that every stream may have."""
-        if self.version == 2:
+        if self.version > 1:
             return [FORMS, (*FORMS, CODED), (CODED,)]
         return [FORMS] * (CODE_STREAMS + CORRECTION_STREAMS * self.lossless)
 
     @staticmethod
     def names(version: int) -> list[str]:
         """The fields that a header of this version has, in order."""
-        left_out = ("version", "right_bytes" if version == 2 else "batch_size")
+        left_out = ("version", "right_bytes" if version > 1 else "batch_size")
         return sorted(field.name for field in fields(ByteCodecHeader) if field.name not in left_out)
 
     def facts(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class ByteCodecHeader:
         require(isinstance(values, dict) and sorted(values) == names, f"its header must say {names}", values)
         header = cls(**values, version=version)
         check_origin(header.model_type, header.model_hash, header.sha256)
-        known = (True,) if version == 2 else (True, False)
+        known = (True,) if version > 1 else (True, False)
         rule = f"`lossless` in its header must be {' or '.join(map(json.dumps, known))}"
         require(any(header.lossless is value for value in known), rule, header.lossless)
         for name in LARGEST.keys() & set(names):

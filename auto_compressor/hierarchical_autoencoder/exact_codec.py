@@ -1,6 +1,7 @@
 """Blocks of bytes under the distributions of a [`HierarchicalAutoencoder`]: codes, and what is below them, exactly.
 
-The top codes of a block cost what the language model over them says, one code after the other. Below, every level
+The top codes of a block cost what the language model over them says, one code after the other, mixed with what
+followed the same codes before, in any block ([`Matches`]; not in files of version 2). Below, every level
 costs what its expander says: symbols, and flags that end segments, each from the true codes and the true symbols
 before it in its segment. All blocks of a batch, and then all its segments, are coded side by side.
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from ..files.coded_file import CodedFileError, exact_copy, require
+from ..lossless.matches import Matches
 from ..lossless.range_coding import OTHER_BYTES, Coder, Decoder, Encoder
 from ..lossless.reading import InFloat64
 from ..lossless.vocabulary import BLOCK
@@ -26,6 +28,7 @@ from .modeling_hierarchical_autoencoder import HierarchicalAutoencoder, rows_to_
 
 # Of every level: symbols (segments, max_symbols), and how many units each segment has, (segments,).
 Segments = list[tuple[torch.Tensor, torch.Tensor]]
+ORDER = 3  # codes that must be the same as before, for a match
 
 
 def check_numbers(logits: torch.Tensor):
@@ -34,15 +37,20 @@ def check_numbers(logits: torch.Tensor):
         raise ValueError("`model` must predict with numbers, it gives NaN.")
 
 
-def code_symbols(coder: Coder, logits: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-    """Codes symbols `(rows,)` by logits `(rows, size)`; a decoder takes no notice of them, and returns its own."""
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Of logits `(..., size)`, on the CPU."""
     check_numbers(logits)
-    size = logits.shape[1]
-    probs = F.pad(logits.softmax(dim=-1).cpu(), (0, -size % BLOCK))  # (rows, size up to whole blocks)
-    found = coder.code(probs, symbols.cpu())
+    return logits.softmax(dim=-1).cpu()
+
+
+def code_symbols(coder: Coder, probs: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
+    """Codes symbols `(rows,)` by distributions `(rows, size)`; a decoder takes no notice of them, and returns its
+    own."""
+    size = probs.shape[1]
+    found = coder.code(F.pad(probs, (0, -size % BLOCK)), symbols.cpu())  # by (rows, size up to whole blocks)
     if (found >= size).any():
         raise CodedFileError(OTHER_BYTES)
-    return found.to(logits.device)
+    return found.to(symbols.device)
 
 
 class CodedChoice(Likeliest):
@@ -60,17 +68,16 @@ class CodedChoice(Likeliest):
 
     def symbols(self, rows: torch.Tensor, step: int, logits: torch.Tensor) -> torch.Tensor:
         symbols = torch.zeros_like(rows) if self.true_symbols is None else self.true_symbols[rows, step]  # (rows,)
-        return code_symbols(self.coder, logits, symbols)
+        return code_symbols(self.coder, probabilities(logits), symbols)
 
     def ends(self, rows: torch.Tensor, length: int, logits: torch.Tensor) -> torch.Tensor:
-        check_numbers(logits)
         both = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # (rows, 2): goes on, ends
         flags = torch.zeros_like(rows) if self.true_lengths is None else (self.true_lengths[rows] == length).long()
-        return self.coder.code_digits(both.softmax(dim=-1).cpu(), flags.cpu()).bool().to(logits.device)
+        return self.coder.code_digits(probabilities(both), flags.cpu()).bool().to(logits.device)
 
 
 @torch.no_grad()
-def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor) -> torch.Tensor:
+def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor, matches: Matches) -> torch.Tensor:
     """
     Codes the top codes of blocks under their language model.
 
@@ -79,6 +86,7 @@ def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor
         model (`HierarchicalAutoencoder`): In float64.
         codes (`torch.LongTensor` of shape `(blocks, patches, num_quantizers)`): -1 behind the last of a block. A
             decoder takes no notice of the others, and returns its own.
+        matches (`Matches`): What has seen the codes of all blocks before, and is shown these.
     """
     sequence, depth = model.code_sequence, codes.shape[2]
     size = sequence.config.codebook_size
@@ -86,11 +94,14 @@ def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor
     present = (codes >= 0).flatten(1)  # (blocks, patches * quantizers)
     previous = torch.full_like(tokens[:, :1], sequence.config.eos_token_id)  # (blocks, 1)
     cache = DynamicCache()
+    matches.begin(*tokens.shape)
     for step in range(tokens.shape[1]):
         with InFloat64():
             logits = sequence(previous, cache=cache, use_cache=True).logits[:, 0, :-1]  # (blocks, vocab without end)
-        rows = present[:, step]
-        tokens[rows, step] = code_symbols(coder, logits[rows], tokens[rows, step])
+        rows = present[:, step].nonzero()[:, 0]
+        probs = matches.mix(probabilities(logits[rows]), rows.cpu().numpy())
+        tokens[rows, step] = code_symbols(coder, probs, tokens[rows, step])
+        matches.read(tokens[rows, step].cpu().numpy(), rows.cpu().numpy())
         previous = tokens[:, step : step + 1]
     return codes_from_tokens(tokens, size, depth).masked_fill(codes < 0, -1)
 
@@ -129,24 +140,28 @@ def encode_batches(
 ) -> tuple[list[torch.Tensor], Encoder, Encoder]:
     """Top codes of batches of blocks, each `(blocks, patches, num_quantizers)`, what codes these under their language
     model, and what is below them."""
-    exact, found, for_codes, for_bytes = exact_copy(model), [], Encoder(), Encoder()
+    exact, found, for_codes, for_bytes, matches = exact_copy(model), [], Encoder(), Encoder(), Matches(ORDER)
     for data in batches:
         input_ids, mask = model.blocks(data)
         output: Any = model.encode(input_ids, mask)
         found.append(output.codes.transpose(1, 2))
-        code_codes(for_codes, exact, found[-1])
+        code_codes(for_codes, exact, found[-1], matches)
         code_bytes(for_bytes, exact, found[-1], segments_of(model, input_ids, mask, output))
     return found, for_codes, for_bytes
 
 
 def decode_batches(
-    model: HierarchicalAutoencoder, batches: Iterable[torch.Tensor], for_codes: Decoder | None, for_bytes: Decoder
+    model: HierarchicalAutoencoder,
+    batches: Iterable[torch.Tensor],
+    for_codes: Decoder | None,
+    for_bytes: Decoder,
+    matches: Matches,
 ) -> bytes:
     """The bytes of batches of top codes, as [`encode_batches`] found them; with `for_codes` they are read from it."""
     exact, found = exact_copy(model), []
     for codes in batches:
         codes = codes.to(model.device)
-        codes = codes if for_codes is None else code_codes(for_codes, exact, codes)
+        codes = codes if for_codes is None else code_codes(for_codes, exact, codes, matches)
         found.append(code_bytes(for_bytes, exact, codes))
     return b"".join(found)
 

@@ -3,9 +3,9 @@
 The data become symbols of the model ([`Vocabulary`]), bytes where it is a model of bytes, else tokens. They are cut
 into streams of equal length, which the model reads as the rows of one batch, a symbol of each at a time. A stream
 begins with the token that texts begin with; where there is none, its first symbol is coded as one of equally likely
-ones. Every other costs -log2 p, p as the model gives it among the symbols that stand for something: `ideal_bits` in
-all. The file adds its prefix and header (about 115 bytes), 8 bytes of the range coder at most and what rounding costs,
-which is less than 0.1 % of a text.
+ones. Every other costs -log2 p, p as the model gives it among the symbols that stand for something, mixed with what
+followed the last ones before in any stream ([`Matches`]): `ideal_bits` in all. The file adds its prefix and header
+(about 115 bytes), 8 bytes of the range coder at most and what rounding costs, which is less than 0.1 % of a text.
 
 **Why both sides see the same numbers.** Encoder and decoder run one program ([`code_streams`]): the same calls of a
 float64 copy of the model, in the same order, with the same shapes, on the same symbols, as a symbol is read only after
@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..files.coded_file import CodedFileError, check_data, check_original, check_weights, exact_copy, naming, require
 from ..files.identity import weights_hash
 from .header import IDENTITY_DIGITS, MAX_STREAMS, LosslessHeader, read_file, read_header, split_numbers, write_file
+from .matches import LARGEST_SHARE, Matches
 from .range_coding import Coder, Decoder, Encoder
 from .reading import distributions
 from .vocabulary import BLOCK, BYTES, Vocabulary, vocabulary_of
@@ -50,6 +51,8 @@ class Speed:
 
 TOKEN_SPEEDS = {"fast": Speed(2**9, 64, 2**9), "normal": Speed(2**11, 32, 2**10), "best": Speed(2**15, 8, 2**11)}
 BYTE_SPEEDS = {"fast": Speed(2**8, 256, 2**9), "normal": Speed(2**10, 64, 2**11), "best": Speed(2**14, 16, 2**12)}
+# Symbols that must be the same as before, for a match.
+MATCHED_TOKENS, MATCHED_BYTES = 3, 6
 
 
 class Steps:
@@ -108,12 +111,22 @@ def code_streams(
     progress: Progress,
 ):
     """Codes streams of symbols `(rows, num_steps)`, column by column; a decoder fills them in."""
-    steps = progress(Steps(header.num_steps, header.num_bytes, coder))
+    steps, matches = progress(Steps(header.num_steps, header.num_bytes, coder)), new_matches(vocabulary, header)
     predicted = distributions(model, vocabulary, streams, header.window, header.version)
     for step, probs in zip(steps, predicted, strict=False):
-        rows = rows_at(step, header.num_steps, header.num_symbols)
-        check_predictions(probs[:rows], step)
-        streams[:rows, step] = coder.code(probs[:rows], streams[:rows, step].long()).to(streams.dtype)
+        rows = np.arange(rows_at(step, header.num_steps, header.num_symbols))
+        check_predictions(probs[: len(rows)], step)
+        probs = matches.mix(probs[: len(rows)], rows)
+        symbols = coder.code(probs, streams[: len(rows), step].long())
+        matches.read(symbols.numpy(), rows)
+        streams[: len(rows), step] = symbols.to(streams.dtype)
+
+
+def new_matches(vocabulary: Vocabulary, header: LosslessHeader) -> Matches:
+    """What expects symbols of this file from its beginning; nothing before version 3."""
+    matches = Matches(MATCHED_BYTES if vocabulary is BYTES else MATCHED_TOKENS, LARGEST_SHARE * (header.version > 2))
+    matches.begin(header.num_streams, header.num_steps)
+    return matches
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Vocabulary:

@@ -1,6 +1,7 @@
 """The file of a lossless compressor: what it says about itself, ties of rounding, and the words of the range coder.
 
-Version 2 is written; version 1, that of language models of bytes only, is read too.
+Version 3 is written, whose float64 coder knows what matches before. Version 2, without, and version 1, that of
+language models of bytes only, are read too.
 """
 
 import math
@@ -22,8 +23,8 @@ from .vocabulary import BYTES
 
 
 MAGIC = LANGUAGE_MODEL_MAGIC
-VERSIONS = (1, 2)
-FIELDS = {1: struct.Struct("<32s32sQIIId"), 2: struct.Struct("<B8s8s32sQQIIId")}
+VERSIONS = (1, 2, 3)
+FIRST_FIELDS, FIELDS = struct.Struct("<32s32sQIIId"), struct.Struct("<B8s8s32sQQIIId")  # of version 1, and later
 CODERS = ("float64", "integers", "stored")  # how probabilities are computed, or bytes stored, by the number in a file
 IDENTITY_DIGITS = 16  # of the hashes of weights and vocabulary
 MAX_STREAMS = 2**16 - 1
@@ -41,7 +42,7 @@ class LosslessHeader:
         num_streams (`int`): Rows of the batch that predicts.
         window (`int`): Symbols of context that the model holds; 0 if it holds all.
         num_ties (`int`): Digits that were coded as equally likely ones because rounding was too close to call.
-        ideal_bits (`float`): Sum of -log2 p over all symbols, p as the model gave it.
+        ideal_bits (`float`): Sum of -log2 p over all symbols, p as the model gave it, and matches from version 3 on.
         num_symbols (`int`): Tokens, or bytes of a language model of bytes.
         vocabulary_hash (`str`): 16 digits of [`Vocabulary.hash`].
         coder (`str`): How probabilities are computed: `"float64"`, or `"integers"`, by a program that the family of
@@ -73,14 +74,14 @@ class LosslessHeader:
         return self.ideal_bits / self.num_bytes if self.num_bytes else math.nan
 
     def pack(self) -> bytes:
-        """As in version 2."""
+        """As in the version that is written."""
         hashes = [bytes.fromhex(value) for value in (self.model_hash, self.vocabulary_hash, self.sha256)]
         numbers = self.num_bytes, self.num_symbols, self.num_streams, self.window, self.num_ties, self.ideal_bits
-        return FIELDS[2].pack(CODERS.index(self.coder), *hashes, *numbers) + self.model_type.encode()
+        return FIELDS.pack(CODERS.index(self.coder), *hashes, *numbers) + self.model_type.encode()
 
     @classmethod
     def unpack(cls, packed: bytes, version: int = VERSIONS[-1]) -> "LosslessHeader":
-        fields = FIELDS[version]
+        fields = FIRST_FIELDS if version == 1 else FIELDS
         require(len(packed) >= fields.size, f"its header must have {fields.size} bytes or more", len(packed))
         values, model_type = list(fields.unpack_from(packed)), packed[fields.size :].decode(errors="replace")
         if version == 1:

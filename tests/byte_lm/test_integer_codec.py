@@ -21,11 +21,11 @@ from auto_compressor.byte_lm.integer_matches import Matches
 from auto_compressor.cli.main import main
 from auto_compressor.files.coded_file import PREFIX
 from auto_compressor.lossless import codec
-from auto_compressor.lossless.header import FIELDS, VERSIONS, read_header
+from auto_compressor.lossless.header import FIELDS, read_header
 
 
 ROOT = Path(__file__).parents[2]
-HEADER = FIELDS[VERSIONS[-1]].size
+HEADER = FIELDS.size
 OVERHEAD = PREFIX.size + HEADER + 16 + 8  # prefix, header with the name of its model type, range coder
 DATA = {
     "nothing": b"",

@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 from damage_testing import damaged_parts, outcomes
@@ -84,8 +85,9 @@ def test_random_byte_strings(name, llama, one_copy):
 
 
 @torch.no_grad()
-def test_ideal_bits_are_the_cross_entropy_of_the_model(llama, byte_level):
-    """Of all tokens after the start, among those that stand for something; the file adds 130 bytes at most."""
+def test_ideal_bits_are_the_cross_entropy_of_the_model(llama, byte_level, monkeypatch):
+    """Without matches: of all tokens after the start, among those that stand for something, and 130 bytes at most."""
+    monkeypatch.setattr(codec, "LARGEST_SHARE", 0.0)
     vocabulary = vocabulary_of(byte_level, llama.config.vocab_size)
     ids = torch.from_numpy(vocabulary.symbols_of(TEXT[:500]))[None]
     with_start = torch.nn.functional.pad(ids, (1, 0), value=vocabulary.start)
@@ -222,9 +224,22 @@ def test_reading_starts_again_at_the_last_position():
 def test_header(llama, byte_level):
     header = read_header(compress_bytes(llama, TEXT[:1000], num_streams=3, window=20, tokenizer=byte_level))
     vocabulary = vocabulary_of(byte_level, llama.config.vocab_size)
-    assert (header.version, header.coder, header.model_type) == (2, "float64", "llama")
+    assert (header.version, header.coder, header.model_type) == (3, "float64", "llama")
     assert header.vocabulary_hash == vocabulary.hash[:16] and (header.window, header.num_streams) == (20, 3)
     assert header.num_symbols == len(vocabulary.symbols_of(TEXT[:1000]))
+
+
+@pytest.mark.parametrize("num_streams", [1, 3])
+def test_what_repeats_costs_little(llama, byte_level, num_streams, monkeypatch):
+    """Beyond the window, and from stream to stream, where the model knows nothing of it."""
+    data = bytes(np.random.default_rng(0).integers(32, 127, size=200, dtype=np.uint8))
+    sizes = lambda: [  # noqa: E731
+        len(compress_bytes(llama, text, num_streams=num_streams, window=8, tokenizer=byte_level))
+        for text in (data, data * 4)
+    ]
+    once, repeated = sizes()
+    monkeypatch.setattr(codec, "LARGEST_SHARE", 0.0)
+    assert repeated < 0.75 * sizes()[1] and once <= 1.02 * sizes()[0]
 
 
 def test_another_tokenizer_is_refused(llama, byte_level):

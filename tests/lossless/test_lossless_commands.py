@@ -107,7 +107,7 @@ def test_info_of_standard_input(folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(blob)))
     assert main(["info", "-", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["version"] == 2 and facts["num_bytes"] == 0 and facts["bits_per_byte"] is None
+    assert facts["version"] == 3 and facts["num_bytes"] == 0 and facts["bits_per_byte"] is None
 
 
 @pytest.mark.parametrize("name", KINDS)

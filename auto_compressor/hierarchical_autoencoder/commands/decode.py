@@ -41,7 +41,7 @@ def run(args: argparse.Namespace):
     from ..codec import decode_bytes, read_header
 
     name = file_name(args.file)
-    if read_header(blob, name).version == 2:  # what is no such file needs no model
+    if read_header(blob, name).version > 1:  # what is no such file needs no model
         check_installed("constriction", "constriction", "codec")
     model = load_model(args, "hierarchical_autoencoder")
     with progress_bar() as bar:
