@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from .bundled import BUNDLED_BYTE_MODEL, BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_SMOLLM2_CACHE, BUNDLED_TINY
-from .loading import load, load_tokenizer, reason
+from .loading import checkpoint_options, load, load_tokenizer, reason
 from .whole_files import whole_folder
 
 
@@ -129,7 +129,7 @@ def load_base_model(name: str, **kwargs) -> PreTrainedModel:
         OSError: if the checkpoint is damaged, or cannot be reached; the message names what needs no hub.
         ValueError: if it is no causal language model.
     """
-    check_causal_lm(name, load_base_config(name))
+    check_causal_lm(name, load_base_config(name, **kwargs))
     return load(AutoModelForCausalLM, resolve_base(name), problem=f"Cannot load the model {name!r}", **kwargs)
 
 
@@ -140,9 +140,12 @@ def check_causal_lm(name: str, config: PreTrainedConfig):
 
 
 def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
-    """Reads the config of a folder or a hub name; an `OSError` of one line names what needs no hub."""
+    """
+    Reads the config that lies beside the weights that `from_pretrained` loads by these `kwargs`; an `OSError` of one
+    line names what needs no hub.
+    """
     try:
-        return load(AutoConfig, resolve_base(name), **kwargs)
+        return load(AutoConfig, resolve_base(name), **checkpoint_options(kwargs))
     except OSError as error:
         why = reason(error.__cause__ or error).rstrip(".")
         raise OSError(f"Cannot read the model {name!r} ({why}). Without a hub: {OFFLINE_BASES}.") from error
