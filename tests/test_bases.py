@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -11,6 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from auto_compressor.autocompressor import bases as autocompressor_bases
 from auto_compressor.autocompressor.bases import load_autocompressor, load_language_model
 from auto_compressor.files import bases
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.model_card import Card
 
 
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -114,6 +117,44 @@ def test_an_error_leaves_nothing(package, monkeypatch):
 def test_the_config_of_the_tokenizer_says_its_length(package):
     folder = package / bases.resolve_base("smollm2")
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 8192
+
+
+@pytest.fixture
+def local_folder(tmp_path, monkeypatch):
+    """Returns what makes a folder of a name in the working directory, without a model."""
+
+    def make(name):
+        folder = tmp_path / "work" / name
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder.parent)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["tiny", "bytes", "smollm2", "smollm2-ac", "smollm2-cache"])
+def test_a_model_in_the_working_directory_goes_first(name, package, local_folder):
+    folder = local_folder(name)
+    assert Path(bases.resolve_base(name)).is_absolute()
+    (folder / "config.json").write_text("{}")
+    assert bases.resolve_base(name) == bases.resolve_tokenizer(name) == name
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_loaders_read_the_model_in_the_working_directory(loader, local_folder):
+    small_llama().save_pretrained(local_folder("bytes"))
+    assert loader("bytes").config.hidden_size == 8
+
+
+def test_a_card_does_not_take_a_local_base_for_that_of_the_hub(local_folder):
+    card = Card("A model.", ratio=lambda config: "", example=lambda config: "")
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card.text(LlamaConfig(), "mine", "smollm2")
+    small_llama().save_pretrained(local_folder("smollm2"))
+    assert "base_model" not in card.text(LlamaConfig(), "mine", "smollm2")
+
+
+def test_tiny_has_the_bundled_tokenizer():
+    assert bases.resolve_tokenizer("tiny") == str(BUNDLED_TOKENIZER)
 
 
 def test_every_loader_knows_the_offline_names():

@@ -19,7 +19,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .bundled import BUNDLED_BYTE_MODEL, BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_SMOLLM2_CACHE, BUNDLED_TINY
+from .bundled import (
+    BUNDLED_BYTE_MODEL,
+    BUNDLED_SMOLLM2_ADAPTERS,
+    BUNDLED_SMOLLM2_CACHE,
+    BUNDLED_TINY,
+    BUNDLED_TOKENIZER,
+    is_model_folder,
+)
 from .loading import checkpoint_options, load, load_tokenizer, reason
 from .whole_files import whole_folder
 
@@ -36,12 +43,20 @@ OFFLINE_BASES = (
 def resolve_base(name: str) -> str:
     """
     Returns the folder of an offline model (`tiny`, `bytes`, `smollm2`, `smollm2-ac`, `smollm2-cache`); any other name
-    as it is.
+    as it is, and one of these too if the working directory has a model under it.
     """
+    if is_model_folder(name):
+        return name
     if name in BUNDLED_MODELS:
         return str(BUNDLED_MODELS[name])
     makers = {"smollm2": smollm2_checkpoint, "smollm2-ac": smollm2_compressor}
     return str(makers[name]()) if name in makers else name
+
+
+def resolve_tokenizer(name: str) -> str:
+    """As [`resolve_base`]; `tiny` has the bundled tokenizer."""
+    folder = resolve_base(name)
+    return str(BUNDLED_TOKENIZER) if folder == str(BUNDLED_TINY) else folder
 
 
 def cached_folder(name: str) -> Path:
@@ -151,4 +166,11 @@ def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
         raise OSError(f"Cannot read the model {name!r} ({why}). Without a hub: {OFFLINE_BASES}.") from error
 
 
-__all__ = ["OFFLINE_BASES", "check_causal_lm", "load_base_config", "load_base_model", "resolve_base"]
+__all__ = [
+    "OFFLINE_BASES",
+    "check_causal_lm",
+    "load_base_config",
+    "load_base_model",
+    "resolve_base",
+    "resolve_tokenizer",
+]
