@@ -86,6 +86,28 @@ def test_it_is_copied_once_and_anew_for_other_weights(base, tmp_path, monkeypatc
     assert len(list(folder.parent.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    "changed", ["bundled/config.json", "bundled/adapter_config.json", "smollm2/tokenizer.json", "smollm2/config.json"]
+)
+def test_it_is_copied_anew_for_other_files(changed, base, tmp_path, monkeypatch):
+    train_and_pack(base, tmp_path / "first", monkeypatch)
+    folder = Path(bases.resolve_base("smollm2-ac"))
+    (tmp_path / changed).write_text((tmp_path / changed).read_text() + "\n")
+    other = Path(bases.resolve_base("smollm2-ac"))
+    assert other != folder
+    if changed == "bundled/config.json":
+        assert (other / "config.json").read_text() == (tmp_path / changed).read_text()
+
+
+def test_it_is_copied_anew_for_a_base_that_was_moved(base, tmp_path, monkeypatch):
+    train_and_pack(base, tmp_path / "first", monkeypatch)
+    folder = bases.resolve_base("smollm2-ac")
+    monkeypatch.setattr(bases, "smollm2_checkpoint", lambda: base.rename(tmp_path / "moved"))
+    other = Path(bases.resolve_base("smollm2-ac"))
+    assert str(other) != folder
+    assert json.loads((other / "adapted_base/base.json").read_text())["base_model_name_or_path"] == f"{tmp_path}/moved"
+
+
 @torch.no_grad()
 def test_peft_reads_the_folder_too(base, tmp_path, monkeypatch):
     train_and_pack(base, tmp_path / "trained", monkeypatch)

@@ -67,19 +67,27 @@ def cached_folder(name: str) -> Path:
 def smollm2_compressor() -> Path:
     """
     Returns a folder with the adapters that make SmolLM2 an AutoCompressor: those of this package, copied beside the
-    name of their base and its tokenizer. Its name has a hash of the weights, as other versions may bring others.
+    name of their base and its tokenizer. Its name has a hash of all this, of which other versions may bring another.
 
     Raises:
         OSError: as [`smollm2_checkpoint`].
     """
-    base, weights = smollm2_checkpoint(), (BUNDLED_SMOLLM2_ADAPTERS / "adapter_model.safetensors").read_bytes()
-    folder = cached_folder(f"smollm2-ac-{hashlib.sha256(weights).hexdigest()[:12]}")
+    base = smollm2_checkpoint()
+    folder = cached_folder(f"smollm2-ac-{compressor_hash(base)}")
     if not (folder / "config.json").exists():
         with whole_folder(folder) as part:
             shutil.copytree(BUNDLED_SMOLLM2_ADAPTERS, part, dirs_exist_ok=True)
             load_tokenizer(str(base)).save_pretrained(part)
             name_base(part, str(folder / "adapted_base"), str(base))
     return folder
+
+
+def compressor_hash(base: Path) -> str:
+    """12 digits for the files of the adapters, and for where their base lies, its config and its tokenizer."""
+    digest = hashlib.sha256(str(base).encode())
+    for path in sorted([*BUNDLED_SMOLLM2_ADAPTERS.iterdir(), *base.glob("*.json")]):
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return digest.hexdigest()[:12]
 
 
 def name_base(folder: Path, adapted_base: str, base: str):
