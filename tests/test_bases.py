@@ -2,17 +2,28 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from auto_compressor.autocompressor.bases import load_language_model
+from auto_compressor.autocompressor import bases as autocompressor_bases
+from auto_compressor.autocompressor.bases import load_autocompressor, load_language_model
 from auto_compressor.files import bases
+from auto_compressor.files.bundled import BUNDLED_TOKENIZER
+from auto_compressor.files.model_card import Card
 
 
+SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+LOADERS = [bases.load_base_model, load_autocompressor, load_language_model]
+WHERE = ("cache_dir", "force_download", "gguf_file", "local_files_only", "proxies", "revision", "subfolder", "token")
 TEXT = "In 1234 5\n  67 kings"
+
+
+def small_llama():
+    return LlamaForCausalLM(LlamaConfig(vocab_size=300, **SIZES))
 
 
 def gpt2_tokenizer():
@@ -32,10 +43,9 @@ def package(monkeypatch, tmp_path):
     source.mkdir()
     (source / "model.gguf").write_bytes(b"")
     spec = type("Spec", (), {"submodule_search_locations": [str(source)]})
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(bases.importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(bases, "load", lambda *args, **kwargs: LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes)))
+    monkeypatch.setattr(bases, "load", lambda *args, **kwargs: small_llama())
     load_tokenizer = bases.load_tokenizer
     read = lambda name, **kwargs: gpt2_tokenizer() if kwargs else load_tokenizer(name)  # noqa: E731
     monkeypatch.setattr(bases, "load_tokenizer", read)
@@ -109,9 +119,89 @@ def test_the_config_of_the_tokenizer_says_its_length(package):
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 8192
 
 
+@pytest.fixture
+def local_folder(tmp_path, monkeypatch):
+    """Returns what makes a folder of a name in the working directory, without a model."""
+
+    def make(name):
+        folder = tmp_path / "work" / name
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder.parent)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["tiny", "bytes", "smollm2", "smollm2-ac", "smollm2-cache"])
+def test_a_model_in_the_working_directory_goes_first(name, package, local_folder):
+    folder = local_folder(name)
+    assert Path(bases.resolve_base(name)).is_absolute()
+    (folder / "config.json").write_text("{}")
+    assert bases.resolve_base(name) == bases.resolve_tokenizer(name) == name
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_loaders_read_the_model_in_the_working_directory(loader, local_folder):
+    small_llama().save_pretrained(local_folder("bytes"))
+    assert loader("bytes").config.hidden_size == 8
+
+
+def test_a_card_does_not_take_a_local_base_for_that_of_the_hub(local_folder):
+    card = Card("A model.", ratio=lambda config: "", example=lambda config: "")
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in card.text(LlamaConfig(), "mine", "smollm2")
+    small_llama().save_pretrained(local_folder("smollm2"))
+    assert "base_model" not in card.text(LlamaConfig(), "mine", "smollm2")
+
+
+def test_tiny_has_the_bundled_tokenizer():
+    assert bases.resolve_tokenizer("tiny") == str(BUNDLED_TOKENIZER)
+
+
 def test_every_loader_knows_the_offline_names():
     assert (
         load_language_model("bytes").config.model_type
         == bases.load_base_model("bytes").config.model_type
         == "gru_byte"
     )
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Returns the cache of a hub with `user/model`: a Llama at the revision `older`, something else since."""
+    folder = tmp_path / "cache/models--user--model"
+    small_llama().save_pretrained(folder / "snapshots/0123")
+    (folder / "snapshots/4567").mkdir()
+    (folder / "snapshots/4567/config.json").write_text('{"model_type": "t5"}')
+    (folder / "refs").mkdir()
+    (folder / "refs/older").write_text("0123")
+    (folder / "refs/main").write_text("4567")
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_config_of_the_revision_says_what_a_model_is(loader, repository):
+    assert loader("user/model", cache_dir=repository, revision="older").config.hidden_size == 8
+    with pytest.raises(ValueError, match="t5"):
+        loader("user/model", cache_dir=repository)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_model_in_a_subfolder(loader, tmp_path):
+    small_llama().save_pretrained(tmp_path / "below")
+    assert loader(str(tmp_path), subfolder="below").config.hidden_size == 8
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_config_is_looked_for_where_the_weights_are(loader, monkeypatch):
+    """Every option that says where, and none that says what is made of them."""
+    seen = []
+
+    def load(auto_class, name, problem=None, **kwargs):
+        seen.append(kwargs)
+        return LlamaConfig()
+
+    for module in (bases, autocompressor_bases):
+        monkeypatch.setattr(module, "load", load)
+    where = {name: f"some {name}" for name in WHERE}
+    loader("user/model", **where, dtype="auto")
+    assert seen[0] == where and seen[-1] == where | {"dtype": "auto"}

@@ -86,12 +86,43 @@ def test_it_is_copied_once_and_anew_for_other_weights(base, tmp_path, monkeypatc
     assert len(list(folder.parent.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    "changed", ["bundled/config.json", "bundled/adapter_config.json", "smollm2/tokenizer.json", "smollm2/config.json"]
+)
+def test_it_is_copied_anew_for_other_files(changed, base, tmp_path, monkeypatch):
+    train_and_pack(base, tmp_path / "first", monkeypatch)
+    folder = Path(bases.resolve_base("smollm2-ac"))
+    (tmp_path / changed).write_text((tmp_path / changed).read_text() + "\n")
+    other = Path(bases.resolve_base("smollm2-ac"))
+    assert other != folder
+    if changed == "bundled/config.json":
+        assert (other / "config.json").read_text() == (tmp_path / changed).read_text()
+
+
+def test_it_is_copied_anew_for_a_base_that_was_moved(base, tmp_path, monkeypatch):
+    train_and_pack(base, tmp_path / "first", monkeypatch)
+    folder = bases.resolve_base("smollm2-ac")
+    monkeypatch.setattr(bases, "smollm2_checkpoint", lambda: base.rename(tmp_path / "moved"))
+    other = Path(bases.resolve_base("smollm2-ac"))
+    assert str(other) != folder
+    assert json.loads((other / "adapted_base/base.json").read_text())["base_model_name_or_path"] == f"{tmp_path}/moved"
+
+
 @torch.no_grad()
 def test_peft_reads_the_folder_too(base, tmp_path, monkeypatch):
     train_and_pack(base, tmp_path / "trained", monkeypatch)
     folder, ids = bases.resolve_base("smollm2-ac"), random_ids(1, 12)
     adapted = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     assert_close(adapted.compress(ids), load_autocompressor("smollm2-ac").compress(ids), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_adapters_whose_base_is_in_another_cache(base, tmp_path, monkeypatch):
+    trained, ids = train_and_pack(base, tmp_path / "trained", monkeypatch), random_ids(1, 12)
+    expected = load_autocompressor(str(trained)).compress(ids)
+    save_in_cache(load_base_model(str(base)), tmp_path / "cache", "base", "main")
+    (trained / "adapted_base/base.json").write_text('{"base_model_name_or_path": "user/base"}')
+    assert_close(load_autocompressor(str(trained), cache_dir=tmp_path / "cache").compress(ids), expected, **EXACT)
 
 
 def test_an_error_leaves_nothing(base, tmp_path, monkeypatch):
@@ -131,13 +162,18 @@ def test_a_packed_compressor_of_caches(base, tmp_path, monkeypatch, capsys):
     assert cache.num_bytes < 120 * 2 * 4 * model.config.num_hidden_layers * model.config.hidden_size
 
 
+def save_in_cache(model, cache: Path, name: str, revision: str):
+    """Writes a model as a download of `user/NAME` at a revision."""
+    repository = cache / f"models--user--{name}"
+    model.save_pretrained(repository / "snapshots/0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / revision).write_text("0123")
+
+
 def test_a_compressor_of_the_hub_with_options(base, tmp_path):
     """They hold for its config too, which without them is looked for in another cache and revision."""
-    repository = tmp_path / "cache/models--user--compressor"
     trained = ActivationCompressor.from_base(load_base_model(str(base)))
-    trained.save_pretrained(repository / "snapshots/0123")
-    (repository / "refs").mkdir()
-    (repository / "refs/older").write_text("0123")
+    save_in_cache(trained, tmp_path / "cache", "compressor", "older")
     options = {"cache_dir": tmp_path / "cache", "revision": "older", "dtype": torch.float16}
     loaded = load_activation_compressor("user/compressor", compression_ratio=2.0, **options)
     assert (loaded.config.compression_ratio, loaded.dtype) == (2.0, torch.float16)

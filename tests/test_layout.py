@@ -61,7 +61,7 @@ def rank(module: str) -> int:
     if module in PUSHED:
         kind = parts[-1].split("_")[0]
         kinds = {"configuration": CONFIGURATION, "modeling": MODEL} | dict.fromkeys(
-            ("generation", "summaries"), GENERATION
+            ("generation", "levels", "summaries"), GENERATION
         )
         return GROUND if parts[-1] in GROUND_NAMES or len(parts) == 2 else kinds.get(kind, PART)
     if len(parts) == 1 or parts[1] in ("families", "published", "registration", "train"):

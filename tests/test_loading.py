@@ -100,6 +100,8 @@ def test_weights_that_are_missing_are_not_drawn_at_random(loader, model_class, t
     rename_weight(folder, "model.layers.0.mlp.up_proj.weight")
     with pytest.raises(OSError, match=r"^Cannot load the model '.*': it lacks model.layers.0.mlp.up_proj.weight.$"):
         loader(str(folder))
+    with pytest.raises(OSError, match="it lacks model.layers.0.mlp.up_proj.weight"):
+        loader(str(folder.parent), subfolder=folder.name)
 
 
 def test_the_summary_embeddings_of_a_trained_model_are_not_made_anew(tmp_path):

@@ -3,7 +3,7 @@
 from transformers import AutoConfig
 
 from ..files.bases import resolve_base
-from ..files.loading import load
+from ..files.loading import checkpoint_options, load
 from .configuration_activation_compressor import ActivationCompressorConfig
 from .modeling_activation_compressor import ActivationCompressor
 
@@ -21,7 +21,7 @@ def load_activation_compressor(name: str, **kwargs) -> ActivationCompressor:
         ValueError: if it is another kind of model.
     """
     folder = resolve_base(name)
-    config = load(AutoConfig, folder, **kwargs)  # of the same revision, from the same place
+    config = load(AutoConfig, folder, **checkpoint_options(kwargs))
     if not isinstance(config, ActivationCompressorConfig):
         raise ValueError(f"{name} must be an activation_compressor, it is of the type {config.model_type}.")
     return load(ActivationCompressor, folder, **kwargs).eval()

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from ..files import loading
-from ..files.bases import load_base_model, resolve_base
+from ..files.bases import load_base_model, resolve_tokenizer
 from ..files.loading import load
 from ..training.family import Family, RunArguments, given_fields, report_parameters
 from .arguments import ActivationArguments, ActivationTrainingArguments
@@ -69,7 +69,7 @@ def load_family(arguments: RunArguments) -> tuple[CompressorWithBase, PreTrained
         attn_implementation=model_args.attn_implementation,
         **hub,
     )
-    tokenizer = loading.load_tokenizer(resolve_base(model_args.tokenizer_name or name), **hub)
+    tokenizer = loading.load_tokenizer(resolve_tokenizer(model_args.tokenizer_name or name), **hub)
     compressor = load_compressor(model_args, base_model)
     report_parameters(compressor)
     return CompressorWithBase(

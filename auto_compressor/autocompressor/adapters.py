@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from .loading import load, reading, reports_only
+from .loading import CHECKPOINT_OPTIONS, checkpoint_options, load, reading, reports_only
 
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 # What `from_pretrained` takes and is no field of a config.
-MODEL_OPTIONS = ("attn_implementation", "cache_dir", "device_map", "dtype", "revision", "token")
+MODEL_OPTIONS = ("attn_implementation", "device_map", "dtype", *CHECKPOINT_OPTIONS)
 BASE_FOLDER, BASE_FILE = "adapted_base", "base.json"
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 ADAPTER_FILES = ("adapter_*", "config.json", f"{BASE_FOLDER}/*")
 
 
@@ -74,7 +74,7 @@ def downloaded(name: str, **kwargs: Any) -> str:
     """The folder that adapters of the hub are downloaded to; any other name as it is."""
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
-    options = {key: kwargs[key] for key in HUB_OPTIONS if kwargs.get(key) is not None}
+    options = {key: kwargs[key] for key in DOWNLOAD_OPTIONS if kwargs.get(key) is not None}
     if find_adapter_config_file(name, **options) is None:
         return name
     return snapshot_download(name, allow_patterns=list(ADAPTER_FILES), **options)
@@ -137,7 +137,8 @@ def load_adapted_base(
         config, kwargs = load(model_class.config_class, folder, return_unused_kwargs=True, **kwargs)
     base = base_name(folder)
     # Adapters may come with tokens that the base has no rows for.
-    num_tokens, config.vocab_size = config.vocab_size, load(model_class.config_class, base).vocab_size
+    base_config = load(model_class.config_class, base, **checkpoint_options(options))
+    num_tokens, config.vocab_size = config.vocab_size, base_config.vocab_size
     with adapters_complete(folder):
         model = load(model_class, base, config=config, **options, **kwargs)
     if num_tokens != model.config.vocab_size:

@@ -45,7 +45,7 @@ def load_autocompressor(name: str, **kwargs) -> PreTrainedModel:
         ValueError: if there is no AutoCompressor for its `model_type`.
     """
     folder = resolve_base(name)
-    model_class = autocompressor_class(load_base_config(name).model_type)
+    model_class = autocompressor_class(load_base_config(name, **kwargs).model_type)
     return load(model_class, folder, **kwargs)
 
 
@@ -58,7 +58,7 @@ def load_language_model(name: str, **kwargs) -> PreTrainedModel:
         OSError: if the checkpoint is damaged, or cannot be reached; the message names what needs no hub.
         ValueError: if it is no causal language model.
     """
-    config = load_base_config(name)
+    config = load_base_config(name, **kwargs)
     if config.model_type in AUTOCOMPRESSORS:
         return load_autocompressor(name, **kwargs)
     check_causal_lm(name, config)

@@ -16,8 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..files import loading
-from ..files.bases import load_base_config, resolve_base
-from ..files.bundled import BUNDLED_TOKENIZER
+from ..files.bases import load_base_config, resolve_base, resolve_tokenizer
 from ..files.hub import push_to_hub
 from ..files.loading import NEW_MODULES, load, reading
 from ..training.data import DataCollator
@@ -60,7 +59,7 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     """Loads --tokenizer_name, else the tokenizer of the model; the `tiny` model has the bundled one."""
     name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
     return loading.load_tokenizer(
-        BUNDLED_TOKENIZER if name == "tiny" else resolve_base(name),
+        resolve_tokenizer(name),
         cache_dir=model_args.cache_dir,
         use_fast=model_args.use_fast_tokenizer,
         revision=model_args.model_revision,

@@ -457,17 +457,22 @@ def read_settings(path: Path) -> StoreSettings:
 
 
 def read_shard(path: Path, expected: tuple[int, int] | None = None) -> Iterator[StoredDocument]:
-    """The rows of a shard, one at a time; a `StoreError` if they are damaged, or not of the expected version."""
+    """The rows of a shard, one at a time; a `StoreError` if they are damaged, or no longer of the expected version."""
+    changed = StoreError(f"{path} has changed while the store was read: another process writes to it.")
     try:
         with open(path, encoding="utf-8", newline="\n") as file:
             if expected not in (None, version(file.fileno())):
-                raise StoreError(f"{path} has changed while the store was read: another process writes to it.")
+                raise changed
             for line in file:
                 document = StoredDocument(**json.loads(line))
                 check_types(document)
                 yield document
     except StoreError:
         raise
+    except FileNotFoundError as error:
+        if expected is None:
+            raise
+        raise changed from error
     except (ValueError, TypeError, RecursionError) as error:
         problem = "is damaged: it must hold a row for each document; `store verify --repair` takes it out"
         raise StoreError(f"{path} {problem}.") from error

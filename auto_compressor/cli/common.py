@@ -150,9 +150,9 @@ def resolve_device(name: str | None):
 def load_tokenizer(name: str):
     """Returns the tokenizer that lies beside a model; an `OSError` names the model where there is none."""
     from ..files import loading
-    from ..files.bases import resolve_base
+    from ..files.bases import resolve_tokenizer
 
-    return loading.load_tokenizer(resolve_base(name), problem=f"Cannot load the tokenizer of {name!r}")
+    return loading.load_tokenizer(resolve_tokenizer(name), problem=f"Cannot load the tokenizer of {name!r}")
 
 
 def silence_loading():

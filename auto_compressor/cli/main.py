@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..families import FAMILIES, module_of
+from ..files.names import check_utf8
 from . import check_causality, compress, convert, decompress, evaluate, info, offline_tasks, show_borders, train
 
 
@@ -42,11 +43,11 @@ class ShowVersion(argparse.Action):
         parser.exit()
 
 
-def check_utf8(argv: Sequence[str]):
+def check_arguments(argv: Sequence[str]):
     """Raises a `ValueError` for an argument that was not UTF-8, unless it names a file: it is no text of a model."""
     for argument in argv:
-        if not Path(argument).exists() and any("\udc80" <= character <= "\udcff" for character in argument):
-            raise ValueError(f"All arguments must be UTF-8, got {ascii(argument)}.")
+        if not Path(argument).exists():
+            check_utf8("All arguments", argument)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.further = unknown  # for the commands that hand them on
     try:
-        check_utf8(sys.argv[1:] if argv is None else argv)
+        check_arguments(sys.argv[1:] if argv is None else argv)
         args.run(args)
     except (OSError, ValueError) as error:
         message = " ".join(str(error).split())

@@ -26,7 +26,7 @@ from ..activation_compressor.cache_policies import POLICIES
 from ..activation_compressor.modeling_activation_compressor import ActivationCompressor
 from ..autocompressor.bases import load_autocompressor
 from ..cache_names import as_cache
-from ..files.bases import load_base_model, resolve_base
+from ..files.bases import load_base_model, resolve_tokenizer
 from ..files.loading import load_tokenizer
 
 
@@ -77,7 +77,7 @@ class ContextLM(TemplateLM):
         self.compress = one_of("compress", compress, ("context", "demonstrations"))
         self.form, self.keep = one_of("form", form, FORMS), whole_number("keep", keep) or 1
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.tokenizer = model.eval().to(self._device), load_tokenizer(resolve_base(name))
+        self.model, self.tokenizer = model.eval().to(self._device), load_tokenizer(resolve_tokenizer(name))
         self.front: list[int] = []  # what was read last
         self.read: dict[str, Any] = {}
 

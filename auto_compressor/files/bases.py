@@ -19,8 +19,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .bundled import BUNDLED_BYTE_MODEL, BUNDLED_SMOLLM2_ADAPTERS, BUNDLED_SMOLLM2_CACHE, BUNDLED_TINY
-from .loading import load, load_tokenizer, reason
+from .bundled import (
+    BUNDLED_BYTE_MODEL,
+    BUNDLED_SMOLLM2_ADAPTERS,
+    BUNDLED_SMOLLM2_CACHE,
+    BUNDLED_TINY,
+    BUNDLED_TOKENIZER,
+    is_model_folder,
+)
+from .loading import checkpoint_options, load, load_tokenizer, reason
 from .whole_files import whole_folder
 
 
@@ -36,12 +43,20 @@ OFFLINE_BASES = (
 def resolve_base(name: str) -> str:
     """
     Returns the folder of an offline model (`tiny`, `bytes`, `smollm2`, `smollm2-ac`, `smollm2-cache`); any other name
-    as it is.
+    as it is, and one of these too if the working directory has a model under it.
     """
+    if is_model_folder(name):
+        return name
     if name in BUNDLED_MODELS:
         return str(BUNDLED_MODELS[name])
     makers = {"smollm2": smollm2_checkpoint, "smollm2-ac": smollm2_compressor}
     return str(makers[name]()) if name in makers else name
+
+
+def resolve_tokenizer(name: str) -> str:
+    """As [`resolve_base`]; `tiny` has the bundled tokenizer."""
+    folder = resolve_base(name)
+    return str(BUNDLED_TOKENIZER) if folder == str(BUNDLED_TINY) else folder
 
 
 def cached_folder(name: str) -> Path:
@@ -52,19 +67,27 @@ def cached_folder(name: str) -> Path:
 def smollm2_compressor() -> Path:
     """
     Returns a folder with the adapters that make SmolLM2 an AutoCompressor: those of this package, copied beside the
-    name of their base and its tokenizer. Its name has a hash of the weights, as other versions may bring others.
+    name of their base and its tokenizer. Its name has a hash of all this, of which other versions may bring another.
 
     Raises:
         OSError: as [`smollm2_checkpoint`].
     """
-    base, weights = smollm2_checkpoint(), (BUNDLED_SMOLLM2_ADAPTERS / "adapter_model.safetensors").read_bytes()
-    folder = cached_folder(f"smollm2-ac-{hashlib.sha256(weights).hexdigest()[:12]}")
+    base = smollm2_checkpoint()
+    folder = cached_folder(f"smollm2-ac-{compressor_hash(base)}")
     if not (folder / "config.json").exists():
         with whole_folder(folder) as part:
             shutil.copytree(BUNDLED_SMOLLM2_ADAPTERS, part, dirs_exist_ok=True)
             load_tokenizer(str(base)).save_pretrained(part)
             name_base(part, str(folder / "adapted_base"), str(base))
     return folder
+
+
+def compressor_hash(base: Path) -> str:
+    """12 digits for the files of the adapters, and for where their base lies, its config and its tokenizer."""
+    digest = hashlib.sha256(str(base).encode())
+    for path in sorted([*BUNDLED_SMOLLM2_ADAPTERS.iterdir(), *base.glob("*.json")]):
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return digest.hexdigest()[:12]
 
 
 def name_base(folder: Path, adapted_base: str, base: str):
@@ -129,7 +152,7 @@ def load_base_model(name: str, **kwargs) -> PreTrainedModel:
         OSError: if the checkpoint is damaged, or cannot be reached; the message names what needs no hub.
         ValueError: if it is no causal language model.
     """
-    check_causal_lm(name, load_base_config(name))
+    check_causal_lm(name, load_base_config(name, **kwargs))
     return load(AutoModelForCausalLM, resolve_base(name), problem=f"Cannot load the model {name!r}", **kwargs)
 
 
@@ -140,12 +163,22 @@ def check_causal_lm(name: str, config: PreTrainedConfig):
 
 
 def load_base_config(name: str, **kwargs) -> PreTrainedConfig:
-    """Reads the config of a folder or a hub name; an `OSError` of one line names what needs no hub."""
+    """
+    Reads the config that lies beside the weights that `from_pretrained` loads by these `kwargs`; an `OSError` of one
+    line names what needs no hub.
+    """
     try:
-        return load(AutoConfig, resolve_base(name), **kwargs)
+        return load(AutoConfig, resolve_base(name), **checkpoint_options(kwargs))
     except OSError as error:
         why = reason(error.__cause__ or error).rstrip(".")
         raise OSError(f"Cannot read the model {name!r} ({why}). Without a hub: {OFFLINE_BASES}.") from error
 
 
-__all__ = ["OFFLINE_BASES", "check_causal_lm", "load_base_config", "load_base_model", "resolve_base"]
+__all__ = [
+    "OFFLINE_BASES",
+    "check_causal_lm",
+    "load_base_config",
+    "load_base_model",
+    "resolve_base",
+    "resolve_tokenizer",
+]

@@ -1,4 +1,4 @@
-"""Where the texts and models that come with the package lie (see `assets/LICENSE.md`)."""
+"""Where the texts and models that come with the package lie (see `assets/LICENSE.md`), and what hides their names."""
 
 from pathlib import Path
 
@@ -14,6 +14,11 @@ BUNDLED_SMOLLM2_ADAPTERS = ASSETS / "smollm2"
 BUNDLED_SMOLLM2_CACHE = ASSETS / "smollm2_cache"
 
 
+def is_model_folder(name: str) -> bool:
+    """Whether a name is that of a local folder with a model: as in transformers, it goes before all other names."""
+    return (Path(name) / "config.json").is_file()
+
+
 __all__ = [
     "BUNDLED_BYTE_MODEL",
     "BUNDLED_SMOLLM2_ADAPTERS",
@@ -22,4 +27,5 @@ __all__ = [
     "BUNDLED_TOKENIZER",
     "BUNDLED_TRAIN_TEXT",
     "BUNDLED_VALIDATION_TEXT",
+    "is_model_folder",
 ]

@@ -6,6 +6,7 @@ matters, and the checksum of the original.
 
 import copy
 import hashlib
+import math
 import re
 import struct
 import zlib
@@ -28,7 +29,8 @@ OTHER_ROUNDING = (
 )
 SHA256 = re.compile("[0-9a-f]{64}")
 SPARE_BITS = 64  # the range coder may leave so many unwritten
-MIN_BITS = 1e-5  # that a symbol costs at least: half of what is left when all others keep their codes of 24 bits
+NUM_CODES = 2**24  # of the range coder for a digit: one for every digit, the others in the ratio of their likelihood
+MIN_BITS = -math.log2(1 - 255 / NUM_CODES)  # that a symbol costs at least: its last digit is one of 256
 
 
 class CodedFileError(ValueError):
@@ -165,6 +167,7 @@ def check_original(data: bytes, sha256: str):
 __all__ = [
     "CODES_MAGIC",
     "LANGUAGE_MODEL_MAGIC",
+    "NUM_CODES",
     "OTHER_ROUNDING",
     "PREFIX",
     "SPARE_BITS",

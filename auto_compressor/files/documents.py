@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .names import check_utf8
 from .text_streams import READER_OF_ENDING, stream_rows
 
 
@@ -34,8 +35,7 @@ def documents_of_rows(data: str, name: str, text_column: str, **options: Any) ->
 
 
 def documents_of_file(path: Path, name: str, text_column: str) -> Iterator[tuple[str, str]]:
-    if any("\udc80" <= character <= "\udcff" for character in name):
-        raise ValueError(f"The name of a file must be UTF-8, got {ascii(name)}.")
+    check_utf8("The name of a file", name)
     if path.suffix.lower() in WHOLE_FILES:
         yield name, read_document(path)
     else:

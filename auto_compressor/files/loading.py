@@ -22,6 +22,17 @@ HINTS = {
     "Weights only load": "a weight file holds more than tensors",
 }
 MAX_MESSAGE = 400
+# Which checkpoint of a name `from_pretrained` is to read: its config has to be of the same.
+CHECKPOINT_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "gguf_file",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
 # Fields that say how often a part is there; the deepest models have some hundred layers.
 DEPTH, MAX_DEPTH = re.compile(r"(.*_)?(layers?|levels?|blocks)"), 1000
 # What an AutoCompressor has beyond its base model, and the fields that decide about it.
@@ -45,7 +56,7 @@ def load(loader: type, name: str, *args: Any, problem: str | None = None, **kwar
     """
     problem = problem or f"Cannot load the model {str(name)!r}"
     with reading(problem):
-        saved = config_in(Path(name))
+        saved = config_in(Path(name, kwargs.get("subfolder") or ""))
         check_depth(saved, problem)
         if not (hasattr(loader, "from_config") or issubclass(loader, PreTrainedModel)):
             return loader.from_pretrained(name, *args, trust_remote_code=False, **kwargs)
@@ -54,6 +65,11 @@ def load(loader: type, name: str, *args: Any, problem: str | None = None, **kwar
     if not kwargs.get("ignore_mismatched_sizes"):  # with it, a model is to grow
         check_complete(model, set(found["missing_keys"]), saved, problem)
     return model
+
+
+def checkpoint_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options of `from_pretrained` that say which checkpoint is read."""
+    return {name: options[name] for name in CHECKPOINT_OPTIONS if name in options}
 
 
 def config_in(folder: Path) -> Any:
@@ -142,4 +158,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_MESSAGE]
 
 
-__all__ = ["NEW_MODULES", "first_line", "hinted", "load", "load_tokenizer", "reading", "reason", "reports_only"]
+__all__ = [
+    "CHECKPOINT_OPTIONS",
+    "NEW_MODULES",
+    "checkpoint_options",
+    "first_line",
+    "hinted",
+    "load",
+    "load_tokenizer",
+    "reading",
+    "reason",
+    "reports_only",
+]

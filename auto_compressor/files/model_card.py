@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
+from .bundled import is_model_folder
+
 
 CARD_FILE = "README.md"
 MARK = "<!-- Written by auto_compressor; without this line, it stays when the model is trained or pushed again. -->"
@@ -139,7 +141,8 @@ class Card:
             rows (`Sequence[dict]`): The rows of its evaluation.
             tags (`Sequence[str]`, *optional*): Further tags.
         """
-        base_model = ON_THE_HUB.get(str(base_model), base_model)
+        if not is_model_folder(str(base_model)):
+            base_model = ON_THE_HUB.get(str(base_model), base_model)
         metadata = ModelCardData(
             base_model=base_model if is_repository(base_model) else None,
             library_name="transformers",

@@ -13,7 +13,7 @@ import constriction
 import numpy as np
 import torch
 
-from ..files.coded_file import OTHER_ROUNDING, SPARE_BITS, CodedFileError
+from ..files.coded_file import NUM_CODES, OTHER_ROUNDING, SPARE_BITS, CodedFileError
 from .vocabulary import BLOCK
 
 
@@ -43,9 +43,10 @@ def round_to_counts(probs: torch.Tensor, ties: list[int]) -> np.ndarray:
 
 
 def least_bits(counts: np.ndarray, digits: np.ndarray) -> float:
-    """What rows of digits cost at least, coded by their counts; a code of 24 bits may make a likely one cheaper."""
+    """What rows of digits cost at least, coded by their counts."""
     likely = np.take_along_axis(counts, digits[:, None].astype(np.int64), 1)[:, 0] / counts.sum(axis=1)
-    return float(-np.log2(np.minimum(likely + 2**-14, 1)).sum())
+    codes = likely * (NUM_CODES - counts.shape[1]) + 2  # its own, and one that rounding may add
+    return float(-np.log2(codes / NUM_CODES).sum())
 
 
 class Coder(ABC):

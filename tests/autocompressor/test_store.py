@@ -557,6 +557,25 @@ def test_two_that_search_at_once(changed, store, monkeypatch):
     assert len([*(store.folder / "bm25").iterdir()]) == 1
 
 
+def test_a_search_whose_shard_another_process_takes_out(store, monkeypatch, capsys):
+    """An error of one line says what happened; the next search finds what is left."""
+
+    def documents(self):
+        other.remove(gone)
+        return whole(self)
+
+    pytest.importorskip("bm25s")
+    other, whole = SummaryStore(store.folder), SummaryStore.documents
+    gone = [row.id for row in [*store.rows_of.values()][-1]]
+    monkeypatch.setattr(SummaryStore, "documents", documents)
+    command = ["store", "search", "lion", "--store", str(store.folder)]
+    assert main(command) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.endswith(".jsonl has changed while the store was read: another process writes to it.")
+    assert len(error.splitlines()) == 1
+    assert main(command) == 0
+
+
 def test_texts_without_a_word(store):
     store.remove(list(store.rows))
     store.write([Document("signs", "!!! ???")], [torch.zeros(1, 24)], [3])

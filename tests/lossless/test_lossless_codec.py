@@ -14,6 +14,7 @@ from train_testing import ROOT
 from transformers import AutoModelForCausalLM
 
 from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
+from auto_compressor.files.coded_file import CodedFileError, most_symbols
 from auto_compressor.lossless import codec, range_coding
 from auto_compressor.lossless.codec import compress_bytes, decompress_bytes, read_header
 from auto_compressor.lossless.reading import SINKS, Context, InFloat64, WindowLayer, distributions
@@ -254,6 +255,46 @@ def test_more_speed_is_more_streams_and_less_context():
         assert streams == sorted(streams, reverse=True) and len(set(streams)) == 3
         windows = [speeds[name].window for name in ("fast", "normal", "best")]
         assert windows == sorted(windows)
+
+
+def certain(rows, doubt):
+    """Distributions `(rows, 256)` that give all but `doubt` to the first digit."""
+    probs = np.full((rows, 256), doubt / 255)
+    probs[:, 0] = 1 - doubt
+    return probs
+
+
+@pytest.mark.parametrize(("doubt", "times"), [(0.0, 150), (5e-5, 100), (1e-3, 25)])
+def test_the_least_cost_of_sure_digits_is_what_the_coder_needs(doubt, times):
+    """A model that is never in doubt makes the smallest file of so many symbols, which is not refused."""
+    encoder, probs, digits, bits = range_coding.Encoder(), certain(20_000, doubt), np.zeros(20_000, np.int32), 0.0
+    for _ in range(times):
+        encoder.encode(digits, probs)
+        bits += range_coding.least_bits(probs, digits)
+    written = encoder.words.nbytes * 8
+    assert 0.9 * written - 64 < bits <= written
+    assert most_symbols(written // 8) >= times * 20_000
+
+
+@pytest.mark.parametrize("concentration", [0.01, 0.1, 1.0])
+def test_the_least_cost_of_random_digits_is_what_the_coder_needs(concentration):
+    generator = np.random.default_rng(0)
+    counts = np.floor(generator.dirichlet(np.full(256, concentration), 5000) * range_coding.NUM_COUNTS + 0.5)
+    digits = np.array([generator.choice(256, p=row / row.sum()) for row in counts], np.int32)
+    encoder = range_coding.Encoder()
+    encoder.encode(digits, counts)
+    assert encoder.words.nbytes * 8 - 64 < range_coding.least_bits(counts, digits) <= encoder.words.nbytes * 8
+
+
+def test_decoding_stops_when_the_words_are_spent():
+    """However likely the digits are that it finds behind them."""
+    encoder, probs = range_coding.Encoder(), certain(10_000, 5e-5)
+    encoder.encode(np.zeros(10_000, np.int32), probs)
+    decoder = range_coding.Decoder(encoder.words, np.zeros(0, np.int64))
+    affordable = decoder.left / range_coding.least_bits(probs[:1], np.zeros(1, np.int32))
+    with pytest.raises(CodedFileError, match="decodes to other bytes"):
+        for _ in range(int(affordable) // 10_000 + 1):
+            assert not decoder.decode(probs).any()
 
 
 def test_damaged_files(llama, tokenizer, one_copy):
