@@ -4,14 +4,16 @@
     python benchmarks/lossless.py --files book.txt --model DIR --bytes 100000 --speed best
     python benchmarks/lossless.py --only loop                         # streams against a token after the other
     python benchmarks/lossless.py --only windows --files auto_compressor/assets/validation.txt --bytes 14000
+    python benchmarks/lossless.py --only matches --files README.md
 
 Seconds are those of the CPU, of one thread. The *loop* is transformers at its plainest: a token of one sequence after
 the other, float32, with its `DynamicCache`, and the probability of the token that comes; nothing is coded. Its side
 and that of streams run in turn, round by round. The floor of both is two operations for each weight and token over the
 rate of a large product in their dtype, or the bytes of the weights, once a step, over the rate at which memory is
 read, whichever is more. *Windows* are cross-entropies of the first file in float32, in one pass for each window,
-where a mask hides what was dropped. Compressors whose package or program is not installed are left out. Every file is
-restored and compared. Writes `lossless_table.csv`, `lossless_loop.csv` and `lossless_windows.csv` to --output_dir.
+where a mask hides what was dropped. *Matches* are files in float64 with and without them. Compressors whose package or
+program is not installed are left out. Every file of the table is restored and compared. Writes `lossless_table.csv`,
+`lossless_loop.csv`, `lossless_windows.csv` and `lossless_matches.csv` to --output_dir.
 """
 
 import argparse
@@ -32,7 +34,9 @@ from auto_compressor.byte_lm.integer_codec import decompress_bytes as decompress
 from auto_compressor.files.bases import resolve_base
 from auto_compressor.files.bundled import BUNDLED_VALIDATION_TEXT
 from auto_compressor.files.loading import load_tokenizer
+from auto_compressor.lossless import codec
 from auto_compressor.lossless.codec import compress_bytes, decompress_bytes, read_header
+from auto_compressor.lossless.matches import LARGEST_SHARE
 from auto_compressor.lossless.vocabulary import vocabulary_of
 from measuring import cpu_seconds, peak_bytes, print_table, products_per_second, write_rows
 
@@ -212,6 +216,25 @@ def windows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: by
     return [{"window, tokens": name, "bits per byte": value / len(data)} for name, value in bits.items()]
 
 
+# Matches
+
+
+def matches(files: dict[str, bytes], model: PreTrainedModel, tokenizer, speed: str) -> Iterator[dict]:
+    """Bits per byte of files in float64, by the bundled byte model and a model of tokens."""
+    for name, data in files.items():
+        for what, coded_by, its_tokenizer in (
+            ("bytes", load_bundled_byte_model(), None),
+            ("tokens", model, tokenizer),
+        ):
+            found = []
+            for share in (0.0, LARGEST_SHARE):
+                codec.LARGEST_SHARE = share
+                found.append(len(compress_bytes(coded_by, data, tokenizer=its_tokenizer, speed=speed)))
+            without, with_matches = (8 * size / len(data) for size in found)
+            row = {"file": name[-30:], "bytes": len(data), "model of": what, "without": without}
+            yield row | {"with matches": with_matches, "gain, %": 100 * (1 - with_matches / without)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -221,7 +244,7 @@ def main():
     parser.add_argument("--bytes", type=int, default=20_000, help="first bytes of every file (default: %(default)s)")
     parser.add_argument("--model", default="smollm2", help="causal language model (default: %(default)s)")
     parser.add_argument("--speed", default="fast", choices=["fast", "normal", "best"], help="(default: %(default)s)")
-    parser.add_argument("--only", choices=["table", "loop", "windows"], help="one of the parts")
+    parser.add_argument("--only", choices=["table", "loop", "windows", "matches"], help="one of the parts")
     parser.add_argument("--streams", type=int, default=32, help="streams beside the loop (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of the loop (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("checkpoints/benchmarks"))
@@ -241,13 +264,21 @@ def main():
         rows = loop_rows(model, tokenizer, data, args.streams, args.repeats)
         write_rows(rows, args.output_dir / "lossless_loop.csv")
         print_table("streams against a loop, one thread", rows)
+    if args.only in (None, "matches"):
+        write_growing(matches(files, model, tokenizer, args.speed), args.output_dir / "lossless_matches.csv")
     if args.only in (None, "table"):
-        rows = []
-        for row in table(files, args.model, model, tokenizer, args.speed):
-            rows.append(row)
-            print(row, flush=True)
-        write_rows(rows, args.output_dir / "lossless_table.csv")
-        print_table("files without loss, one thread", rows)
+        rows = table(files, args.model, model, tokenizer, args.speed)
+        write_growing(rows, args.output_dir / "lossless_table.csv")
+
+
+def write_growing(rows: Iterator[dict], path: Path):
+    """Prints every row as it comes, and writes them all."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(row, flush=True)
+    write_rows(found, path)
+    print_table(path.stem, found)
 
 
 if __name__ == "__main__":

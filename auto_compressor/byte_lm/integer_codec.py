@@ -67,7 +67,7 @@ def encode_streams(model: IntegerGRU, streams: torch.Tensor, num_bytes: int, pro
         matches.adjust(weights)
         encoder.encode(symbols.astype(np.int32), weights)
         encoder.bits += ideal_bits(weights, symbols)
-        matches.read(symbols)
+        matches.read_bytes(symbols)
     return encoder
 
 
@@ -92,7 +92,7 @@ def decode_streams(model: IntegerGRU, header: LosslessHeader, words: np.ndarray,
         matches.adjust(weights)
         symbols = decoder.decode(weights)
         decoder.bits += ideal_bits(weights, symbols)
-        matches.read(symbols)
+        matches.read_bytes(symbols)
         streams[:rows, step] = torch.from_numpy(symbols)
         before = streams[:, step]
     return streams.numpy()

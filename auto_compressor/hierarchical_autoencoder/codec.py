@@ -279,8 +279,8 @@ def decode_exactly(
     model: HierarchicalAutoencoder, header: ByteCodecHeader, body: bytes, batch_size: int, progress: Progress
 ) -> bytes:
     """The original of a file of version 2 or 3, which has its own `batch_size`."""
-    from ..lossless.matches import LARGEST_SHARE, Matches
-    from .exact_codec import ORDER, decode_batches, read_words  # needs constriction
+    from ..lossless.matches import LARGEST_SHARE
+    from .exact_codec import decode_batches, new_matches, read_words  # needs constriction
 
     streams = split_streams(header, body)
     counts, (stored, form) = read_counts(header, streams), next(streams)
@@ -289,7 +289,7 @@ def decode_exactly(
     codes = read_codes(header, stored, form) if for_codes is None else unknown
     for_bytes = read_words(next(streams)[0])
     batches = (code_rows(*batch) for batch in batches_of(counts, codes, header.batch_size, progress))
-    matches = Matches(ORDER, LARGEST_SHARE * (header.version > 2))
+    matches = new_matches(model, LARGEST_SHARE * (header.version > 2))
     return decode_batches(model, batches, for_codes, for_bytes, matches)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from ..files.coded_file import CodedFileError, exact_copy, require
-from ..lossless.matches import Matches
+from ..lossless.matches import LARGEST_SHARE, Matches
 from ..lossless.range_coding import OTHER_BYTES, Coder, Decoder, Encoder
 from ..lossless.reading import InFloat64
 from ..lossless.vocabulary import BLOCK
@@ -74,6 +74,11 @@ class CodedChoice(Likeliest):
         both = torch.stack([torch.zeros_like(logits), logits], dim=-1)  # (rows, 2): goes on, ends
         flags = torch.zeros_like(rows) if self.true_lengths is None else (self.true_lengths[rows] == length).long()
         return self.coder.code_digits(probabilities(both), flags.cpu()).bool().to(logits.device)
+
+
+def new_matches(model: HierarchicalAutoencoder, largest_share: float = LARGEST_SHARE) -> Matches:
+    """What expects the codes of a file from its beginning."""
+    return Matches(model.config.code_sequence_config.vocab_size, ORDER, largest_share)
 
 
 @torch.no_grad()
@@ -140,7 +145,7 @@ def encode_batches(
 ) -> tuple[list[torch.Tensor], Encoder, Encoder]:
     """Top codes of batches of blocks, each `(blocks, patches, num_quantizers)`, what codes these under their language
     model, and what is below them."""
-    exact, found, for_codes, for_bytes, matches = exact_copy(model), [], Encoder(), Encoder(), Matches(ORDER)
+    exact, found, for_codes, for_bytes, matches = exact_copy(model), [], Encoder(), Encoder(), new_matches(model)
     for data in batches:
         input_ids, mask = model.blocks(data)
         output: Any = model.encode(input_ids, mask)
@@ -182,4 +187,4 @@ def read_words(stored: bytes) -> Decoder:
     return Decoder(words, ties)
 
 
-__all__ = ["decode_batches", "encode_batches", "pack_words", "read_words"]
+__all__ = ["decode_batches", "encode_batches", "new_matches", "pack_words", "read_words"]

@@ -124,7 +124,8 @@ def code_streams(
 
 def new_matches(vocabulary: Vocabulary, header: LosslessHeader) -> Matches:
     """What expects symbols of this file from its beginning; nothing before version 3."""
-    matches = Matches(MATCHED_BYTES if vocabulary is BYTES else MATCHED_TOKENS, LARGEST_SHARE * (header.version > 2))
+    order = MATCHED_BYTES if vocabulary is BYTES else MATCHED_TOKENS
+    matches = Matches(vocabulary.size, order, LARGEST_SHARE * (header.version > 2))
     matches.begin(header.num_streams, header.num_steps)
     return matches
 

@@ -157,8 +157,8 @@ def test_matches_expect_what_followed_before():
     for byte in data:
         weights = np.ones((1, 256))
         matches.adjust(weights)
-        expected.append(int(matches.guesses[0]) if len(matches.guesses) else None)
-        matches.read(np.array([byte]))
+        expected.append(int(matches.guessed[0]) if len(matches.guessed) else None)
+        matches.read_bytes(np.array([byte]))
     right = [guess == byte for guess, byte in zip(expected, data, strict=True)]
     # From the sixth byte of the second copy on, up to the end of the third one.
     assert not any(right[:14]) and all(right[16:28]) and not right[28]
@@ -170,8 +170,8 @@ def test_matches_reach_into_other_streams():
     matches, right = Matches(2, 64), 0
     for column in data.T:
         matches.adjust(np.ones((2, 256)))
-        right += int((matches.guesses == column[matches.matched])[matches.matched == 1].sum())
-        matches.read(column)
+        right += int((matches.guessed == column[matches.matched])[matches.matched == 1].sum())
+        matches.read_bytes(column)
     assert right > 30
 
 

@@ -38,7 +38,6 @@ from auto_compressor.hierarchical_autoencoder.codes_file import (
     write_stream,
 )
 from auto_compressor.hierarchical_autoencoder.likelihood import log_likelihood
-from auto_compressor.lossless.matches import Matches
 
 
 SENTENCE = b"In the beginning God created the heavens and the earth. "
@@ -227,7 +226,7 @@ def test_blocks_that_were_there_before_cost_little(tiny, monkeypatch):
     noise = np.random.default_rng(0).integers(256, size=32, dtype=np.uint8).tobytes()
     codes_bits = lambda blocks: exact_codec.encode_batches(tiny, blocks)[1].bits  # noqa: E731
     once, often = codes_bits([noise]), codes_bits([noise] * 20)
-    monkeypatch.setattr(exact_codec, "Matches", functools.partial(Matches, largest_share=0.0))
+    monkeypatch.setattr(exact_codec, "new_matches", functools.partial(exact_codec.new_matches, largest_share=0.0))
     assert codes_bits([noise] * 20) == pytest.approx(20 * codes_bits([noise]))
     assert once <= 1.05 * codes_bits([noise]) and often < 0.3 * codes_bits([noise] * 20)
 

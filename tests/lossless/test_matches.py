@@ -24,7 +24,7 @@ def read(matches, *columns):
 
 def cost(streams, matches=None):
     """Bits of streams `(num_streams, num_steps)` where nothing but repeats is known."""
-    matches, bits = matches or Matches(3), 0.0
+    matches, bits = matches or Matches(SIZE, 3), 0.0
     matches.begin(*streams.shape)
     everyone = np.arange(len(streams))
     for column in streams.T:
@@ -35,7 +35,7 @@ def cost(streams, matches=None):
 
 
 def test_the_symbol_behind_the_last_three_is_expected():
-    matches = Matches(3)
+    matches = Matches(SIZE, 3)
     matches.begin(1, 9)
     read(matches, [40_000], [2], [300], [7], [5], [40_000], [2])
     assert torch.equal(matches.mix(uniform(), np.array([0])), uniform())
@@ -47,7 +47,7 @@ def test_the_symbol_behind_the_last_three_is_expected():
 
 
 def test_any_stream_and_any_batch_may_have_it():
-    matches = Matches(3)
+    matches = Matches(SIZE, 3)
     matches.begin(2, 8)
     read(matches, [1, 9], [2, 8], [3, 7], [4, 1], [5, 2], [6, 3])
     assert matches.mix(uniform(2), np.arange(2)).argmax(dim=1)[1] == 4
@@ -57,7 +57,7 @@ def test_any_stream_and_any_batch_may_have_it():
 
 
 def test_streams_that_have_ended_are_left_out():
-    matches = Matches(3)
+    matches = Matches(SIZE, 3)
     matches.begin(3, 8)
     read(matches, [1, 9, 5], [2, 8, 5], [3, 7, 5], [4, 1, 5])
     for symbols in ([5, 2], [6, 3]):
@@ -70,7 +70,7 @@ def test_streams_that_have_ended_are_left_out():
 @pytest.mark.parametrize("order", range(1, 8))
 def test_order(order):
     """As many symbols must be the same, and no more."""
-    matches, symbols = Matches(order), list(range(1, order + 1))
+    matches, symbols = Matches(SIZE, order), list(range(1, order + 1))
     matches.begin(1, 100)
     read(matches, *([symbol] for symbol in [SIZE - 1, *symbols, 77, SIZE - 2, *symbols[:-1]]))
     assert torch.equal(matches.mix(uniform(), np.array([0])), uniform())
@@ -80,7 +80,7 @@ def test_order(order):
 
 def test_what_is_claimed_takes_no_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    Matches(3).begin(64, 2**24)  # 4 GiB, of which nothing is written
+    Matches(SIZE, 3).begin(64, 2**24)  # 4 GiB, of which nothing is written
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
 
 
@@ -100,14 +100,14 @@ def test_the_expected_symbol_never_costs_nothing():
 def test_matches_that_go_wrong_are_given_up():
     """Of 25 symbols, three often stand behind one another by chance, and say nothing about the next."""
     streams = np.random.default_rng(0).integers(25, size=(1, 50_000))
-    matches = Matches(3)
+    matches = Matches(SIZE, 3)
     bits = cost(streams, matches)
     assert bits == pytest.approx(streams.size * np.log2(SIZE), rel=0.02)
-    assert matches.right[0] / matches.seen[0] < 0.06 < WELL[0] / 100
+    assert matches.counts.right[0] / matches.counts.seen[0] < 0.06 < WELL[0] / 100
 
 
 def test_rounding_goes_through_as_it_is():
-    matches = Matches(3)
+    matches = Matches(SIZE, 3)
     matches.begin(1, 9)
     read(matches, [1], [2], [3], [4], [1], [2], [3])
     probs = torch.rand(1, SIZE, dtype=torch.float64).softmax(dim=1)
@@ -116,8 +116,17 @@ def test_rounding_goes_through_as_it_is():
 
 
 def test_without_a_share_nothing_changes():
-    matches = Matches(3, 0.0)
+    matches = Matches(SIZE, 3, 0.0)
     matches.begin(1, 9)
     read(matches, [1], [2], [3], [4], [1], [2], [3])
     probs = torch.rand(1, SIZE, dtype=torch.float64)
     assert torch.equal(matches.mix(probs.clone(), np.array([0])), probs)
+
+
+def test_the_largest_byte():
+    """It is 255 and one more than 8 bits hold, as NumPy counts."""
+    matches = Matches(256, 3)
+    matches.begin(1, 9)
+    for _ in range(5):
+        matches.read(np.array([255], np.uint8), np.array([0]))
+    assert matches.mix(torch.full((1, 256), 1 / 256, dtype=torch.float64), np.array([0])).argmax() == 255
