@@ -7,8 +7,8 @@ From every domain come `--passages` passages of 256 + 65 tokens; the first token
 64 after it are scored. Perplexities have 95 % intervals by bootstrap over the passages, the same draws for all forms.
 The gap is that of the compressor itself between no context and its base's full context; the control, vectors of
 another passage of the domain, must close nothing of it. What as many of the last tokens are worth is measured in the
-base and in the compressor, whose training has also changed how it reads them. Writes `passages.csv`
-and `passages.json`.
+base and in the compressor, whose training has also changed how it reads them; forms are compared with them passage by
+passage. Writes `passages.csv` and `passages.json`.
 """
 
 import argparse
@@ -86,10 +86,11 @@ def scores(
         if baselines:
             found[f"last {kept} tokens (base)"] = kept, after_tokens(base, text, context[:, -kept:])
             found[f"means of {ratio} embeddings (base)"] = kept, after_means(base, text, context, kept)
-    if baselines:
-        last, ratio = model.config.segment_length, ratios[0]
+    last, ratio = model.config.segment_length, ratios[0]
+    if baselines and last < CONTEXT:  # of a single segment, these are all vectors
         vectors = summary(model, context[:, -last:], ratio)
         found[f"vectors of the last segment (RMT), {ratio}x"] = last // ratio, after_vectors(model, text, vectors)
+    if baselines:
         found["no context (base)"] = 0, nats(base, text, input_ids=text)
     found["full context"] = CONTEXT, after_tokens(model, text, context)
     return found | {FULL: (CONTEXT, after_tokens(base, text, context))}
@@ -130,8 +131,19 @@ def table_rows(domain: str, found: dict[str, tuple[int, torch.Tensor]]) -> list[
                 "gap low": share_low,
                 "gap high": share_high,
             }
+            | ahead_of_last_tokens(nlls, name, found[name][0], draws)
         )
     return rows
+
+
+def ahead_of_last_tokens(nlls: dict[str, torch.Tensor], name: str, positions: int, draws: torch.Tensor) -> dict:
+    """By how many nats per token a form is ahead of as many of the last tokens, passage by passage."""
+    last = nlls.get(f"last {positions} tokens")
+    if last is None:
+        return {"ahead": "", "ahead low": "", "ahead high": ""}
+    ahead = last - nlls[name]
+    low, high = interval(ahead[draws].mean(dim=1))
+    return {"ahead": float(ahead.mean()), "ahead low": low, "ahead high": high}
 
 
 @torch.no_grad()
