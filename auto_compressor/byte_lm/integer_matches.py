@@ -5,7 +5,7 @@ In whole numbers throughout, so that an encoder and a decoder learn the same fro
 
 import numpy as np
 
-from ..lossless.matches import Counts, Repeats
+from ..lossless.matches import Repeats
 from ..tokenization_bytes import NUM_BYTES
 
 
@@ -41,9 +41,8 @@ class Matches(Repeats):
         super().__init__(NUM_BYTES, ORDER, HASH_BITS)
         self.begin(num_streams, num_steps)
         unlikely = PARTS - np.append(0, LIKELY)
-        seen = np.full((len(WRONG), len(unlikely)), PRIOR * SCALE)  # (length groups, likelihood groups)
-        right = seen - PRIOR * SCALE * WRONG[:, None] * unlikely // (100 * PARTS)
-        self.counts = Counts(right, seen, SCALE, MAX_SEEN)
+        self.seen = np.full((len(WRONG), len(unlikely)), PRIOR * SCALE)  # (length groups, likelihood groups)
+        self.right = self.seen - PRIOR * SCALE * WRONG[:, None] * unlikely // (100 * PARTS)
         self.matched, self.guessed = np.zeros((2, 0), np.int64)
         self.group: tuple[np.ndarray, np.ndarray] = self.matched, self.guessed
 
@@ -61,13 +60,17 @@ class Matches(Repeats):
         others = weights.sum(axis=1)[self.matched].astype(np.int64) - found
         likely = np.searchsorted(LIKELY, PARTS * found // (others + found), side="right")
         self.group = np.searchsorted(LENGTHS, self.lengths[self.matched], side="right"), likely
-        right, seen = self.counts.right[self.group], self.counts.seen[self.group]
+        right, seen = self.right[self.group], self.seen[self.group]
         share = np.minimum(others * right // (seen - right + 1), others * MOST)
         weights[self.matched, self.guessed] = np.maximum(share, 1)
 
     def read_bytes(self, symbols: np.ndarray):
         """Reads the bytes `(rows,)` of this step, after `adjust`; streams without a byte are not read any more."""
-        self.counts.add(self.group, self.guessed == symbols[self.matched])
+        np.add.at(self.seen, self.group, SCALE)
+        np.add.at(self.right, self.group, SCALE * (self.guessed == symbols[self.matched]))
+        full = self.seen > SCALE * MAX_SEEN
+        self.seen[full] //= 2
+        self.right[full] //= 2
         self.read(symbols, slice(len(symbols)))
 
 

@@ -106,7 +106,7 @@ def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor
         rows = present[:, step].nonzero()[:, 0]
         probs = matches.mix(probabilities(logits[rows]), rows.cpu().numpy())
         tokens[rows, step] = code_symbols(coder, probs, tokens[rows, step])
-        matches.read(tokens[rows, step].cpu().numpy(), rows.cpu().numpy())
+        matches.learn(probs, tokens[rows, step].cpu().numpy(), rows.cpu().numpy())
         previous = tokens[:, step : step + 1]
     return codes_from_tokens(tokens, size, depth).masked_fill(codes < 0, -1)
 

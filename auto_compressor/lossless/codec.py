@@ -118,7 +118,7 @@ def code_streams(
         check_predictions(probs[: len(rows)], step)
         probs = matches.mix(probs[: len(rows)], rows)
         symbols = coder.code(probs, streams[: len(rows), step].long())
-        matches.read(symbols.numpy(), rows)
+        matches.learn(probs, symbols.numpy(), rows)
         streams[: len(rows), step] = symbols.to(streams.dtype)
 
 

@@ -1,7 +1,7 @@
 """What followed the last symbols where they stood before: repeats, which a model does not remember from afar.
 
-Cases are counted in whole numbers, so an encoder and a decoder that have seen the same symbols expect the same; and a
-probability that was equal but for rounding stays so when an expectation is mixed in.
+What is expected depends on symbols alone. How likely it is thought to be is learned from what it would have gained so
+far, in averages of what the model gave, so numbers that were equal but for rounding stay so.
 """
 
 import numpy as np
@@ -10,32 +10,12 @@ import torch
 
 # A match that went well so many times or more is of the next group.
 LENGTHS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32])
-# Before anything is counted: of a hundred matches of each group, how many go well, and how many cases that stands for.
-WELL = np.array([30, 44, 52, 58, 62, 68, 74, 80, 86, 90, 94])
+# Before anything is learned: percent of all probability for what a match of each group expects, and how many cases it
+# stands for. About what was learned on a held-out text.
+SHARES = np.array([15, 22, 29, 36, 43, 51, 62, 76, 82, 89, 90])
 PRIOR, MAX_SEEN = 16, 2048  # and cases of a group; then they are halved
+LEAST = 2.0**-100  # of a probability that is divided by: a decoder that has gone astray may find what had none
 LARGEST_SHARE = 1 - 2.0**-8  # of what is expected: it costs 0.006 bits or more
-
-
-class Counts:
-    """
-    How many of all cases of a group went well.
-
-    Args:
-        right (`np.ndarray`), seen (`np.ndarray`): Of each group before the first case.
-        case (`int`): What a case counts.
-        most (`int`): Cases of a group; where there are more, both are halved.
-    """
-
-    def __init__(self, right: np.ndarray, seen: np.ndarray, case: int, most: int):
-        self.right, self.seen, self.case, self.most = right, seen, case, most
-
-    def add(self, groups, well: np.ndarray):
-        """Adds cases `(cases,)` of groups, by the index of each."""
-        np.add.at(self.seen, groups, self.case)
-        np.add.at(self.right, groups, self.case * well)
-        full = self.seen > self.case * self.most
-        self.seen[full] //= 2
-        self.right[full] //= 2
 
 
 class Repeats:
@@ -88,8 +68,12 @@ class Repeats:
 
 class Matches(Repeats):
     """
-    Mixes what is expected with what a model gives: it has the share of all probability that matches of its length have
-    deserved so far.
+    Mixes what is expected with what a model gives, in the shares that would have made the symbols so far likeliest.
+
+    The shares of a match and of the model are the weights of a mixture of two distributions, one of which is a single
+    symbol. They are learned for each group of lengths by expectation maximisation, a symbol at a time (Cappé and
+    Moulines, *On-line expectation-maximization algorithm for latent data models*, 2009): the share of a match is the
+    mean of its responsibilities, how likely it was the match that gave a symbol.
 
     Args:
         num_symbols (`int`), order (`int`): As for [`Repeats`].
@@ -99,11 +83,17 @@ class Matches(Repeats):
     def __init__(self, num_symbols: int, order: int, largest_share: float = LARGEST_SHARE):
         super().__init__(num_symbols, order)
         self.largest_share = largest_share
-        self.counts = Counts(WELL * PRIOR, np.full(len(WELL), 100 * PRIOR), 100, MAX_SEEN)
+        self.given, self.seen = SHARES * PRIOR / 100, np.full(len(SHARES), float(PRIOR))  # by matches, and by both
 
     def groups(self, streams: np.ndarray) -> np.ndarray:
         """The groups `(rows,)` of the matches of these streams."""
         return np.searchsorted(LENGTHS, self.lengths[streams], side="right")
+
+    def shares(self, streams: np.ndarray) -> np.ndarray:
+        """Of what these streams expect, of all probability, `(rows,)`."""
+        groups = self.groups(streams)
+        shares = np.minimum(self.given[groups] / self.seen[groups], self.largest_share)
+        return np.where(self.guesses(streams) >= 0, shares, 0.0)
 
     def mix(self, probs: torch.Tensor, streams: np.ndarray) -> torch.Tensor:
         """
@@ -113,18 +103,24 @@ class Matches(Repeats):
             probs (`torch.Tensor` of shape `(rows, size)`): As a model gives them, float64 on the CPU.
             streams (`np.ndarray` of shape `(rows,)`): Which streams they are of.
         """
-        guesses, groups = self.guesses(streams), self.groups(streams)
-        shares = np.minimum(self.counts.right[groups] / self.counts.seen[groups], self.largest_share)
-        shares = np.where(guesses >= 0, shares, 0.0)  # (rows,)
+        shares = self.shares(streams)
         mixed = probs.numpy() * (1 - shares)[:, None]
-        mixed[np.arange(len(guesses)), guesses] += shares
+        mixed[np.arange(len(shares)), self.guesses(streams)] += shares
         return torch.from_numpy(mixed)
 
-    def read(self, symbols: np.ndarray, streams: np.ndarray):
+    def learn(self, mixed: torch.Tensor, symbols: np.ndarray, streams: np.ndarray):
+        """Reads the next symbol `(rows,)` of these streams, and what it says about matches, from their mixed
+        distributions `(rows, size)`."""
         guesses, groups = self.guesses(streams), self.groups(streams)
+        found = mixed.numpy()[np.arange(len(symbols)), symbols]
+        responsibilities = np.where(guesses == symbols, self.shares(streams), 0.0) / np.maximum(found, LEAST)
         matched = guesses >= 0
-        self.counts.add(groups[matched], guesses[matched] == symbols[matched])
-        super().read(symbols, streams)
+        np.add.at(self.given, groups[matched], responsibilities[matched])
+        np.add.at(self.seen, groups[matched], 1.0)
+        full = self.seen > MAX_SEEN
+        self.given[full] /= 2
+        self.seen[full] /= 2
+        self.read(symbols, streams)
 
 
-__all__ = ["Counts", "Matches", "Repeats"]
+__all__ = ["Matches", "Repeats"]
