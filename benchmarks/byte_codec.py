@@ -4,15 +4,17 @@
     python benchmarks/byte_codec.py --only sizes --files book.txt code.py
     python benchmarks/byte_codec.py --only speed --threads 2 --num_bytes 65536 --repeats 5
 
-Sizes are of whole files, every one restored and compared. Speeds are of both codecs in turn, with the same model, and
-their ratio is that of each round; beside them stands what one byte costs at least. Growth is what bytes cost by the
-whole numbers over what they cost by the float model, in the same streams and without matches.
+Sizes are of whole files, every one restored and compared. Speeds are of both codecs in turn, with the same model, the
+one of whole numbers by default and with --fast, and their ratio is that of each round; beside them stand the size of
+the file over that of float64, and what one byte costs at least. Growth is what bytes cost by the whole numbers over
+what they cost by the float model, in the same streams and without matches.
 
 zstd, brotli and zpaq are left out where they are not installed. Writes `byte_codec_*.csv` to --output_dir.
 """
 
 import argparse
 import time
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -42,6 +44,7 @@ PACKAGE_FILES = {
 }
 CORPUS_FILES = {"prose.jsonl": 2, "entries.jsonl": 2, "heldout.jsonl": 4}  # and how many documents of 10 kB and more
 FLOAT_BYTES = 4
+MEASURED_SPEEDS = ["normal", "fast"]
 
 
 # Sizes
@@ -74,31 +77,40 @@ def measure_sizes(files: dict[str, bytes]) -> list[dict]:
 
 
 def measure_speed(model: GRUByteForCausalLM, name: str, data: bytes, repeats: int) -> list[dict]:
-    """Medians of both codecs, and of the ratios of the rounds, after one round that does not count."""
-    old, new = compress_bytes(model, data), compress_integers(model, data)
+    """Medians of the float64 codec and of the other one at two of its speeds, and of the ratios of the rounds, after
+    one round that does not count."""
+    old = compress_bytes(model, data)
+    new = {speed: compress_integers(model, data, speed=speed) for speed in MEASURED_SPEEDS}
     calls = {
-        "compress": (lambda: compress_bytes(model, data), lambda: compress_integers(model, data)),
-        "decompress": (lambda: decompress_bytes(model, old), lambda: decompress_integers(model, new)),
+        "compress": [
+            partial(compress_bytes, model, data),
+            *(partial(compress_integers, model, data, speed=speed) for speed in new),
+        ],
+        "decompress": [
+            partial(decompress_bytes, model, old),
+            *(partial(decompress_integers, model, blob) for blob in new.values()),
+        ],
     }
     rows = []
-    for what, (before, after) in calls.items():
-        times = np.array([(seconds(before), seconds(after)) for _ in range(repeats + 1)][1:])
-        ratios = times[:, 0] / times[:, 1]
+    for what, codecs in calls.items():
+        times = np.array([[seconds(call) for call in codecs] for _ in range(repeats + 1)][1:])
         rates = len(data) / np.median(times, axis=0)
-        row = {"model": name, "what": what, "bytes": len(data), "float64, bytes/s": float(rates[0])}
-        row |= {"whole numbers, bytes/s": float(rates[1]), "ratio": float(np.median(ratios))}
-        row |= {"lowest": float(ratios.min()), "highest": float(ratios.max()), "file / float64's": len(new) / len(old)}
-        rows.append(row | floor(model, len(data)))
+        for place, (speed, blob) in enumerate(new.items(), 1):
+            ratios = times[:, 0] / times[:, place]
+            row = {"model": name, "speed": speed, "what": what, "bytes": len(data)}
+            row |= {"float64, bytes/s": float(rates[0]), "whole numbers, bytes/s": float(rates[place])}
+            row |= {"ratio": float(np.median(ratios)), "lowest": float(ratios.min()), "highest": float(ratios.max())}
+            rows.append(row | {"file / float64's": len(blob) / len(old)} | floor(model, len(data), speed))
     return rows
 
 
-def floor(model: GRUByteForCausalLM, num_bytes: int) -> dict[str, float]:
+def floor(model: GRUByteForCausalLM, num_bytes: int, speed: str) -> dict[str, float]:
     """Operations of a byte, and weights that are read for it if none stay in the caches: once for all streams."""
     size, blocks = model.config.hidden_size, model.config.num_blocks
     products = (4 * blocks - 1) * 3 * size**2 + 256 * size  # the first layer reads its inputs from a table
     return {
         "operations/byte": 2.0 * products,
-        "weight bytes/byte": FLOAT_BYTES * products / resolve_num_streams(None, num_bytes, SPEEDS["normal"]),
+        "weight bytes/byte": FLOAT_BYTES * products / resolve_num_streams(None, num_bytes, SPEEDS[speed]),
     }
 
 

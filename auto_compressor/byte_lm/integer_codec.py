@@ -63,7 +63,7 @@ def encode_streams(model: IntegerGRU, streams: torch.Tensor, num_bytes: int, pro
     steps = progress(Steps(num_steps, num_bytes, encoder))
     for step, symbols, weights in zip(steps, columns, known_weights(model, streams), strict=False):
         rows = rows_at(step, num_steps, num_bytes)
-        symbols, weights = symbols[:rows], weights[:rows].astype(np.float64)
+        symbols, weights = symbols[:rows], weights[:rows]
         matches.adjust(weights)
         encoder.encode(symbols.astype(np.int32), weights)
         encoder.bits += ideal_bits(weights, symbols)
@@ -88,7 +88,7 @@ def decode_streams(model: IntegerGRU, header: LosslessHeader, words: np.ndarray,
     before = torch.full((num_rows,), FIRST_INPUT, dtype=torch.uint8)
     for step in progress(Steps(header.num_steps, header.num_bytes, decoder)):
         rows = rows_at(step, header.num_steps, header.num_bytes)
-        weights = reader.read(before[:, None])[0, :rows].astype(np.float64)
+        weights = reader.read(before[:, None])[0, :rows]
         matches.adjust(weights)
         symbols = decoder.decode(weights)
         decoder.bits += ideal_bits(weights, symbols)

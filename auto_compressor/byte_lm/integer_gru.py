@@ -59,9 +59,13 @@ def exact_matrix(matrix: torch.Tensor, step_bits: int, largest: int, beside: int
     scaled = matrix.double() * 2.0 ** (step_bits - STATE_BITS)
     # What brings the largest number of a row to 64 or more, and 128 at most; less where sums would be too large.
     exponents = ROW_BITS - torch.frexp(scaled.abs().amax(dim=1, keepdim=True)).exponent  # (rows, 1)
+    sums = largest_sums(scaled, exponents, largest, beside)
     for _ in range(MAX_LOST_BITS):
-        exponents -= (largest_sums(scaled, exponents, largest, beside) >= EXACT).int()
-    found = float(largest_sums(scaled, exponents, largest, beside).max())
+        if sums.max() < EXACT:
+            break
+        exponents -= (sums >= EXACT).int()
+        sums = largest_sums(scaled, exponents, largest, beside)
+    found = float(sums.max())
     if found >= EXACT:
         raise ValueError(
             f"`model` must have weights whose sums of whole numbers stay below 2**24, the largest may be {found:.0f}:"
@@ -89,40 +93,11 @@ def whole_steps(bias: torch.Tensor, step_bits: int) -> torch.Tensor:
     return torch.ldexp(bias.double(), torch.tensor(step_bits)).round().float()
 
 
-class Scratch:
-    """
-    Memory for one step of a layer: torch is faster at matrices and tables, numpy at all else, as its calls cost less.
-
-    Args:
-        rows (`int`), size (`int`): Streams, and width of the layer.
-    """
-
-    def __init__(self, rows: int, size: int):
-        self.rz, self.m, self.n = torch.empty(rows, 2 * size), torch.empty(rows, size), torch.empty(rows, size)
-        self.rz_array, self.m_array, self.n_array = self.rz.numpy(), self.m.numpy(), self.n.numpy()
-        self.r_array, self.z_array = np.split(self.rz_array, 2, axis=1)
-        self.rz_places = torch.empty(rows * 2 * size, dtype=torch.int32)
-        self.n_places = torch.empty(rows * size, dtype=torch.int32)
-
-
-def look_up(table: torch.Tensor, arguments: torch.Tensor, places: torch.Tensor):
-    """
-    Replaces arguments by the entries of a table at their integer parts, the first and the last for those outside.
-
-    Args:
-        table (`torch.Tensor` of shape `(entries,)`): float32.
-        arguments (`torch.Tensor` of any shape): float32, contiguous.
-        places (`torch.Tensor` of shape `(arguments.numel(),)`): Memory for int32.
-    """
-    flat = arguments.view(-1)
-    np.copyto(places.numpy(), between(flat.numpy(), 0, len(table) - 1), casting="unsafe")
-    torch.index_select(table, 0, places, out=flat)
-
-
-def between(array: np.ndarray, least: int, most: int) -> np.ndarray:
-    """Clamps in place, in less time than np.clip."""
-    np.maximum(array, least, out=array)
-    return np.minimum(array, most, out=array)
+def look_up(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The entries of a table at the integer parts of float32 places, the first and the last for those outside; the
+    places are clamped to them."""
+    whole = places.clamp_(0, len(table) - 1).int()
+    return table.index_select(0, whole.flatten()).view_as(places)
 
 
 @dataclass(frozen=True)
@@ -151,35 +126,24 @@ class IntegerLayer:
         """The given parts `(steps, rows, 3 * size)`, of bytes `(steps, rows)` and states below `(.., .., size)`."""
         given = self.given.index_select(0, symbols.flatten()) if len(self.given) > 1 else self.given
         if self.weight_ih is not None:
-            given = torch.addmm(given, inputs.flatten(0, 1), self.weight_ih)  # (steps * rows, 3 * size)
-            np.rint(given.numpy(), out=given.numpy())
-        between(given.numpy(), 0, 2 * LIMIT)
-        return given.view(*symbols.shape, -1)
+            given = torch.addmm(given, inputs.flatten(0, 1), self.weight_ih).round_()  # (steps * rows, 3 * size)
+        return given.clamp_(0, 2 * LIMIT).view(*symbols.shape, -1)
 
-    def run(self, given: torch.Tensor, state: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+    def run(self, given: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """States `(steps, rows, size)` after each step, from the given parts and the state `(rows, size)` before."""
         size = state.shape[1]
         states = torch.empty(*given.shape[:2], size)
-        given_rz, given_n = given.split([2 * size, size], dim=2)
-        for before_rz, before_n, after in zip(given_rz, given_n.numpy(), states, strict=True):
-            self.step(before_rz, before_n, state, after, scratch)
+        for before_rz, before_n, after in zip(*given.split([2 * size, size], dim=2), states, strict=True):
+            self.step(before_rz, before_n, state, after)
             state = after
         return states
 
-    def step(
-        self, given_rz: torch.Tensor, given_n: np.ndarray, state: torch.Tensor, after: torch.Tensor, scratch: Scratch
-    ):
+    def step(self, given_rz: torch.Tensor, given_n: torch.Tensor, state: torch.Tensor, after: torch.Tensor):
         """Writes the state `(rows, size)` after a step whose given parts are `(rows, 2 * size)` and `(rows, size)`."""
-        torch.addmm(given_rz, state, self.weight_rz, out=scratch.rz)
-        look_up(sigmoid_table(), scratch.rz, scratch.rz_places)
-        torch.addmm(self.bias_m, state, self.weight_m, out=scratch.m)
-        m, n = scratch.m_array, scratch.n_array
-        between(np.rint(m, out=m), -LIMIT, LIMIT)
-        np.add(np.multiply(m, scratch.r_array, out=n), given_n, out=n)
-        look_up(tanh_table(), scratch.n, scratch.n_places)
-        difference = np.subtract(state.numpy(), n, out=after.numpy())
-        np.multiply(difference, scratch.z_array, out=difference)
-        np.rint(np.add(difference, n, out=difference), out=difference)
+        r, z = look_up(sigmoid_table(), torch.addmm(given_rz, state, self.weight_rz)).chunk(2, dim=1)
+        m = torch.addmm(self.bias_m, state, self.weight_m).round_().clamp_(-LIMIT, LIMIT)
+        n = look_up(tanh_table(), torch.addcmul(given_n, m, r))
+        torch.addcmul(n, state - n, z, out=after).round_()
 
 
 def convert_layer(layer: torch.nn.GRU, embeddings: torch.Tensor | None, num_below: int) -> IntegerLayer:
@@ -249,11 +213,9 @@ class IntegerGRU:
     def weights(self, symbols: torch.Tensor, below: torch.Tensor) -> np.ndarray:
         """Weights `(steps, rows, 256)` of the bytes behind bytes `(steps, rows)`, from the sum of all blocks."""
         given = self.logits.index_select(0, symbols.flatten())
-        logits = torch.addmm(given, below.flatten(0, 1), self.head)  # (steps * rows, 256)
-        array = np.rint(logits.numpy(), out=logits.numpy())
-        np.subtract(array.max(axis=1, keepdims=True), array, out=array)
-        look_up(weight_table(), logits, torch.empty(logits.numel(), dtype=torch.int32))
-        return array.reshape(*symbols.shape, -1)
+        logits = torch.addmm(given, below.flatten(0, 1), self.head).round_()  # (steps * rows, 256)
+        weights = look_up(weight_table(), logits.amax(dim=1, keepdim=True) - logits)
+        return weights.view(*symbols.shape, -1).numpy()
 
     def reader(self, num_rows: int) -> "IntegerReader":
         """What reads `num_rows` streams side by side, each from its beginning."""
@@ -272,7 +234,6 @@ class IntegerReader:
     def __init__(self, model: IntegerGRU, num_rows: int):
         self.model = model
         self.states = [torch.zeros(num_rows, model.size) for _ in range(2 * len(model.layers))]
-        self.scratch = Scratch(num_rows, model.size)
 
     @torch.inference_mode()
     def read(self, symbols: torch.Tensor) -> np.ndarray:
@@ -281,14 +242,14 @@ class IntegerReader:
 
         Returns:
             `np.ndarray` of shape `(steps, num_rows, 256)`: What weight each byte has to be the next one, whole
-            numbers from 1 to 2**16 in float32.
+            numbers from 1 to 2**16 in float64.
         """
         symbols = symbols.T.int().contiguous()  # (steps, rows)
         below = torch.zeros(())  # the sum of all blocks so far
         for index, layers in enumerate(self.model.layers):
             outputs = below
             for place, layer in enumerate(layers, 2 * index):
-                outputs = layer.run(layer.read_inputs(symbols, outputs), self.states[place], self.scratch)
+                outputs = layer.run(layer.read_inputs(symbols, outputs), self.states[place])
                 self.states[place] = outputs[-1]
             below = below + outputs  # (steps, rows, size)
         return self.model.weights(symbols, below)

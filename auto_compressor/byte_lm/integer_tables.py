@@ -56,10 +56,11 @@ def sigmoid_table() -> torch.Tensor:
 
 @cache
 def weight_table() -> torch.Tensor:
-    """exp of 0 to -16 in steps of 2**-LOGIT_BITS, `(NUM_WEIGHTS,)`: whole numbers from 2**WEIGHT_BITS down to 1."""
+    """exp of 0 to -16 in steps of 2**-LOGIT_BITS, `(NUM_WEIGHTS,)`: whole numbers from 2**WEIGHT_BITS down to 1, in
+    float64, as the range coder takes them."""
     with localcontext(prec=40):
         values = [(-Decimal(step) / 2**LOGIT_BITS).exp() for step in range(NUM_WEIGHTS)]
-    return rounded(values, WEIGHT_BITS).clamp(min=1)
+    return rounded(values, WEIGHT_BITS).clamp(min=1).double()
 
 
 __all__ = [

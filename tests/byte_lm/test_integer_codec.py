@@ -1,6 +1,7 @@
 """Bytes to a file and back by whole numbers: from Python, as a command, and with the model that comes along."""
 
 import functools
+import hashlib
 import lzma
 import os
 import subprocess
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from test_integer_gru import TEXT, gru
 
 from auto_compressor.byte_lm.bundled_model import load_bundled_byte_model
-from auto_compressor.byte_lm.integer_codec import SPEEDS, compress_bytes, decompress_bytes
+from auto_compressor.byte_lm.integer_codec import SPEEDS, compress_bytes, decompress_bytes, encode
+from auto_compressor.byte_lm.integer_gru import IntegerGRU
 from auto_compressor.byte_lm.integer_matches import Matches
 from auto_compressor.cli.main import main
 from auto_compressor.files.coded_file import PREFIX
@@ -73,6 +75,13 @@ def test_the_file_is_as_long_as_its_bits(bundled):
     blob = compress_bytes(bundled, TEXT[:4096])
     bits = read_header(blob).ideal_bits
     assert bits < 8 * (len(blob) - PREFIX.size - HEADER) < 1.001 * bits + 8 * 32
+
+
+@pytest.mark.parametrize("num_streams, expected", [(1, "208a953b1c90fbfa"), (16, "c10ecf052d614f8b")])
+def test_the_words_of_a_file_stay_the_same(bundled, num_streams, expected):
+    """Files of older versions decode as long as these are the words that the bundled model encodes a text to."""
+    words, _ = encode(IntegerGRU(bundled), TEXT[:2048], num_streams, iter)
+    assert hashlib.sha256(words.tobytes()).hexdigest()[:16] == expected
 
 
 def test_repeats_cost_little(bundled):
