@@ -6,8 +6,8 @@
 
 Sizes are of whole files, every one restored and compared. Speeds are of both codecs in turn, with the same model, the
 one of whole numbers by default and with --fast, and their ratio is that of each round; beside them stand the size of
-the file over that of float64, which here knows nothing of what repeats (as in version 2 of the file), and what one byte
-costs at least. Growth is what bytes cost by the whole numbers over what they cost by the float model, in the same
+the file over that of float64, which here knows nothing of what repeats (as in version 2 of the file), and what one
+byte costs at least. Growth is what bytes cost by the whole numbers over what they cost by the float model, in the same
 streams and without matches.
 
 zstd, brotli and zpaq are left out where they are not installed. Writes `byte_codec_*.csv` to --output_dir.
