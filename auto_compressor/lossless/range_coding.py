@@ -20,6 +20,7 @@ from .vocabulary import BLOCK
 NUM_COUNTS = 2**18  # a distribution is rounded to so many parts
 TIE_MARGIN = 1e-11
 WORD_BITS = 32
+LEAST_PROBABILITY = 2.0**-24  # that a symbol is counted with: one that a model excludes has a code of 24 bits too
 OTHER_BYTES = f"decodes to other bytes than its original: {OTHER_ROUNDING}."
 # A code of 24 bits is kept for every digit, however unlikely; floats that sum to anything are taken as they are.
 CODED_BY = constriction.stream.model.Categorical(perfect=False)
@@ -74,7 +75,7 @@ class Coder(ABC):
             within = (within / within.sum(dim=1, keepdim=True)).nan_to_num(nan=1 / BLOCK)
         places = self.code_digits(within, symbols % BLOCK)
         symbols = blocks * BLOCK + places
-        self.bits -= float(probs.gather(1, symbols[:, None]).log2().sum())
+        self.bits -= float(probs.gather(1, symbols[:, None]).clamp(min=LEAST_PROBABILITY).log2().sum())
         return symbols
 
     @abstractmethod

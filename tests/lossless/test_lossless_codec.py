@@ -230,6 +230,18 @@ def test_header(llama, byte_level):
     assert header.num_symbols == len(vocabulary.symbols_of(TEXT[:1000]))
 
 
+@pytest.mark.parametrize("as_tokens", [True, False])
+def test_what_a_model_excludes_comes_back(byte_level, as_tokens):
+    """A symbol whose probability is 0 in float64 has a code all the same, and the file says what it cost."""
+    model, tokenizer = make_llama() if as_tokens else make_llama(vocab_size=300), byte_level if as_tokens else None
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1000)
+    data = TEXT[:40]
+    blob = compress_bytes(model, data, num_streams=1, tokenizer=tokenizer)
+    assert decompress_bytes(model, blob, tokenizer=tokenizer) == data
+    assert read_header(blob).ideal_bits < 8 * len(blob)
+
+
 @pytest.mark.parametrize("num_streams", [1, 3])
 def test_what_repeats_costs_little(llama, byte_level, num_streams, monkeypatch):
     """Beyond the window, and from stream to stream, where the model knows nothing of it."""
