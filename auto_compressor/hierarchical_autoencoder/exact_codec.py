@@ -78,7 +78,7 @@ class CodedChoice(Likeliest):
 
 def new_matches(model: HierarchicalAutoencoder, largest_share: float = LARGEST_SHARE) -> Matches:
     """What expects the codes of a file from its beginning."""
-    return Matches(model.config.code_sequence_config.vocab_size, ORDER, largest_share)
+    return Matches(model.code_sequence.config.vocab_size, ORDER, largest_share)
 
 
 @torch.no_grad()
