@@ -14,6 +14,7 @@ import torch
 
 from ..files.coded_file import check_data, check_original, check_weights, exact_copy, naming, require
 from ..files.identity import weights_hash
+from ..lossless.matches import LARGEST_SHARE
 from ..tokenization_bytes import NUM_BYTES
 from .codes_file import (
     CODED,
@@ -279,7 +280,6 @@ def decode_exactly(
     model: HierarchicalAutoencoder, header: ByteCodecHeader, body: bytes, batch_size: int, progress: Progress
 ) -> bytes:
     """The original of a file of version 2 or 3, which has its own `batch_size`."""
-    from ..lossless.matches import LARGEST_SHARE
     from .exact_codec import decode_batches, new_matches, read_words  # needs constriction
 
     streams = split_streams(header, body)

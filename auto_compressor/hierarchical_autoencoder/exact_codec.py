@@ -103,10 +103,11 @@ def code_codes(coder: Coder, model: HierarchicalAutoencoder, codes: torch.Tensor
     for step in range(tokens.shape[1]):
         with InFloat64():
             logits = sequence(previous, cache=cache, use_cache=True).logits[:, 0, :-1]  # (blocks, vocab without end)
-        rows = present[:, step].nonzero()[:, 0]
-        probs = matches.mix(probabilities(logits[rows]), rows.cpu().numpy())
+        rows = present[:, step]
+        blocks = rows.nonzero()[:, 0].cpu().numpy()  # that have a code
+        probs = matches.mix(probabilities(logits[rows]), blocks)
         tokens[rows, step] = code_symbols(coder, probs, tokens[rows, step])
-        matches.learn(probs, tokens[rows, step].cpu().numpy(), rows.cpu().numpy())
+        matches.learn(probs, tokens[rows, step].cpu().numpy(), blocks)
         previous = tokens[:, step : step + 1]
     return codes_from_tokens(tokens, size, depth).masked_fill(codes < 0, -1)
 

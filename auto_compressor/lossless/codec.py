@@ -12,9 +12,8 @@ float64 copy of the model, in the same order, with the same shapes, on the same 
 it was predicted. Where the code of a model asks for float32, as norms and rotary embeddings do, it gets float64. On
 one machine and number of threads that is equal to the last bit. Elsewhere the last bits may differ, so what symbols
 are coded by are the probabilities rounded to multiples of 2**-18, and what is too close to call is coded otherwise
-([`range_coding`]). Probabilities may differ by a relative 1e-11, those of
-a model by 5e-13, as matches learn from them. A model that takes hard decisions may differ by more;
-then the SHA-256 of the original refuses the result.
+([`range_coding`]). Probabilities may differ by a relative 1e-11, those of a model by 5e-13, as matches learn from
+them. A model that takes hard decisions may differ by more; then the SHA-256 of the original refuses the result.
 """
 
 import hashlib
@@ -115,12 +114,12 @@ def code_streams(
     steps, matches = progress(Steps(header.num_steps, header.num_bytes, coder)), new_matches(vocabulary, header)
     predicted = distributions(model, vocabulary, streams, header.window, header.version)
     for step, probs in zip(steps, predicted, strict=False):
-        rows = np.arange(rows_at(step, header.num_steps, header.num_symbols))
-        check_predictions(probs[: len(rows)], step)
-        probs = matches.mix(probs[: len(rows)], rows)
-        symbols = coder.code(probs, streams[: len(rows), step].long())
+        rows = slice(rows_at(step, header.num_steps, header.num_symbols))
+        check_predictions(probs[rows], step)
+        probs = matches.mix(probs[rows], rows)
+        symbols = coder.code(probs, streams[rows, step].long())
         matches.learn(probs, symbols.numpy(), rows)
-        streams[: len(rows), step] = symbols.to(streams.dtype)
+        streams[rows, step] = symbols.to(streams.dtype)
 
 
 def new_matches(vocabulary: Vocabulary, header: LosslessHeader) -> Matches:

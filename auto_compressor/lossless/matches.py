@@ -14,7 +14,7 @@ LENGTHS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32])
 # stands for. About what was learned on a held-out text.
 SHARES = np.array([15, 22, 29, 36, 43, 51, 62, 76, 82, 89, 90])
 PRIOR, MAX_SEEN = 16, 2048  # and cases of a group; then they are halved
-LEAST = 2.0**-100  # of a probability that is divided by: a decoder that has gone astray may find what had none
+LEAST = 2.0**-100  # of a probability that is divided by: a symbol that a model excludes has none
 LARGEST_SHARE = 1 - 2.0**-8  # of what is expected: it costs 0.006 bits or more
 
 
@@ -85,35 +85,31 @@ class Matches(Repeats):
         self.largest_share = largest_share
         self.given, self.seen = SHARES * PRIOR / 100, np.full(len(SHARES), float(PRIOR))  # by matches, and by both
 
-    def groups(self, streams: np.ndarray) -> np.ndarray:
-        """The groups `(rows,)` of the matches of these streams."""
-        return np.searchsorted(LENGTHS, self.lengths[streams], side="right")
-
-    def shares(self, streams: np.ndarray) -> np.ndarray:
-        """Of what these streams expect, of all probability, `(rows,)`."""
-        groups = self.groups(streams)
+    def expectations(self, streams: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What these streams expect, the groups of their matches, and their shares of probability, each `(rows,)`."""
+        guesses, groups = self.guesses(streams), np.searchsorted(LENGTHS, self.lengths[streams], side="right")
         shares = np.minimum(self.given[groups] / self.seen[groups], self.largest_share)
-        return np.where(self.guesses(streams) >= 0, shares, 0.0)
+        return guesses, groups, np.where(guesses >= 0, shares, 0.0)
 
-    def mix(self, probs: torch.Tensor, streams: np.ndarray) -> torch.Tensor:
+    def mix(self, probs: torch.Tensor, streams: np.ndarray | slice) -> torch.Tensor:
         """
         The distributions of the next symbols of streams.
 
         Args:
             probs (`torch.Tensor` of shape `(rows, size)`): As a model gives them, float64 on the CPU.
-            streams (`np.ndarray` of shape `(rows,)`): Which streams they are of.
+            streams (`np.ndarray` of shape `(rows,)` or `slice`): Which streams they are of.
         """
-        shares = self.shares(streams)
+        guesses, _, shares = self.expectations(streams)
         mixed = probs.numpy() * (1 - shares)[:, None]
-        mixed[np.arange(len(shares)), self.guesses(streams)] += shares
+        mixed[np.arange(len(shares)), guesses] += shares
         return torch.from_numpy(mixed)
 
-    def learn(self, mixed: torch.Tensor, symbols: np.ndarray, streams: np.ndarray):
+    def learn(self, mixed: torch.Tensor, symbols: np.ndarray, streams: np.ndarray | slice):
         """Reads the next symbol `(rows,)` of these streams, and what it says about matches, from their mixed
         distributions `(rows, size)`."""
-        guesses, groups = self.guesses(streams), self.groups(streams)
+        guesses, groups, shares = self.expectations(streams)
         found = mixed.numpy()[np.arange(len(symbols)), symbols]
-        responsibilities = np.where(guesses == symbols, self.shares(streams), 0.0) / np.maximum(found, LEAST)
+        responsibilities = np.where(guesses == symbols, shares, 0.0) / np.maximum(found, LEAST)
         matched = guesses >= 0
         np.add.at(self.given, groups[matched], responsibilities[matched])
         np.add.at(self.seen, groups[matched], 1.0)
